@@ -1,0 +1,30 @@
+"""The data set that comes with scikit-learn: 1797 handwritten digits of 8x8 pixels."""
+
+import numpy as np
+
+from kdjax.objectives import Batch
+
+_TEST_EXAMPLES = 360
+
+
+def read_digits() -> tuple[Batch, Batch]:
+    """Returns the training and the test split, 1437 and 360 examples; there is no official split, so this one is fixed here.
+
+    Raises:
+      ValueError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError("the digits come with scikit-learn: pip install 'kdjax[experiments]'") from None
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    data = {
+        # Pixels are 0 to 16.
+        'inputs': np.round(digits.images[order, :, :, None] * (255 / 16)).astype(np.uint8),
+        'labels': digits.target[order].astype(np.int32),
+    }
+    return (
+        {key: array[_TEST_EXAMPLES:] for key, array in data.items()},
+        {key: array[:_TEST_EXAMPLES] for key, array in data.items()},
+    )

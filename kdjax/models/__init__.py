@@ -1,0 +1,5 @@
+"""Flax Linen modules to distil from and into. Anything else that is a Flax module will do as well."""
+
+from kdjax.models.cnn import CNN as CNN
+from kdjax.models.mlp import MLP as MLP
+from kdjax.models.resnet import ResNet as ResNet

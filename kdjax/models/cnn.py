@@ -1,0 +1,51 @@
+"""Plain convolutional networks."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+
+class CNN(nn.Module):
+    """3x3 convolutions, each with ReLU and 2x2 max pooling, then dense layers.
+
+    `CNN((64, 128), (512,))` is the teacher and `CNN((32, 64), (256,))` the student of the CIFAR-10 pair. Stages are named `stage0`,
+    `stage1`, ...; their features are taken after the pooling.
+
+    Attributes:
+      channels: channels of the convolutions.
+      hidden: widths of the dense layers before the last.
+      classes: number of classes.
+      dropout: share of the dense activations that is dropped in training.
+
+    >>> import jax, jax.numpy as jnp
+    >>> module = CNN((64, 128), (512,))
+    >>> variables = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
+    4275594
+    """
+
+    channels: Sequence[int]
+    hidden: Sequence[int]
+    classes: int = 10
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images [batch, height, width, channels] to logits [batch, classes]."""
+        for i, channels in enumerate(self.channels):
+            x = _Stage(channels, name=f'stage{i}')(x)
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.hidden):
+            x = nn.relu(nn.Dense(width, name=f'hidden{i}')(x))
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.classes, name='head')(x)
+
+
+class _Stage(nn.Module):
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(nn.Conv(self.channels, (3, 3), name='conv')(x))
+        return nn.max_pool(x, (2, 2), (2, 2))

@@ -1,0 +1,12 @@
+"""Networks as pairs of pure functions, made from Flax modules and from each other."""
+
+from kdjax.networks.linen import from_linen as from_linen
+from kdjax.networks.network import Apply as Apply
+from kdjax.networks.network import Network as Network
+from kdjax.networks.network import Outputs as Outputs
+from kdjax.networks.network import Variables as Variables
+from kdjax.networks.nnx import from_nnx as from_nnx
+from kdjax.networks.transformations import ensemble as ensemble
+from kdjax.networks.transformations import ensemble_variables as ensemble_variables
+from kdjax.networks.transformations import nothing as nothing
+from kdjax.networks.transformations import preprocess as preprocess

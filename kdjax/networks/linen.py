@@ -1,0 +1,86 @@
+"""Flax Linen modules as networks."""
+
+import inspect
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from kdjax.networks.network import Network, Outputs, as_outputs, as_paths, select_features
+
+# What Linen modules in use call the switch between training and evaluation, and its value for training.
+_TRAIN_ARGUMENTS = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
+
+
+def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Network:
+    """Makes a `Network` of a Linen module.
+
+    The module takes a batch of inputs and returns logits, or `Outputs`. If its `__call__` has an argument named `train`, `training`,
+    `is_training` or `deterministic`, that is set; every random stream that it asks for is drawn from `rng`.
+
+    Args:
+      module: the module, unbound.
+      features: paths of submodules whose outputs `apply` also returns, such as `'stage2/block1'`; names that the module sows in
+        `'intermediates'` are paths too. Of a submodule that is called several times, the last output is returned.
+
+    Returns:
+      The network. Its variables are the module's own collections, `'params'` among them.
+
+    Raises:
+      ValueError: from `apply`, when traced: a path in `features` does not exist; the message lists those that do.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> network = from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), features='layers_0')
+    >>> variables = network.init(jax.random.key(0), jnp.ones((2, 5)))
+    >>> outputs, state = network.apply(variables, jnp.ones((2, 5)))
+    >>> outputs.logits.shape, outputs.features['layers_0'].shape
+    ((2, 3), (2, 8))
+    """
+    features = as_paths(features)
+    owner = type(module).__name__
+    accepted = inspect.signature(type(module).__call__).parameters
+    switches = {name: value for name, value in _TRAIN_ARGUMENTS.items() if name in accepted}
+
+    def arguments(train: bool) -> dict[str, bool]:
+        return {name: value if train else not value for name, value in switches.items()}
+
+    def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
+        shapes = jax.eval_shape(lambda x: x, inputs)
+        variables = module.lazy_init(key, shapes, **arguments(train=False))
+        return {name: value for name, value in variables.items() if name != 'intermediates'}
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        state = {name: value for name, value in variables.items() if name != 'params'}
+
+        def forward(capture: Any) -> tuple[Any, dict[str, Any]]:
+            result, changed = module.apply(
+                variables,
+                inputs,
+                rngs=rng,
+                mutable=[*(state if train else ()), 'intermediates'],
+                capture_intermediates=capture,
+                **arguments(train),
+            )
+            intermediates = changed.pop('intermediates', {})
+            return result, (dict(changed), _by_path(intermediates))
+
+        wanted = {path.removesuffix('/__call__') for path in features}
+        result, (changed, activations) = forward(
+            (lambda submodule, method: '/'.join(submodule.path) in wanted) if features else False
+        )
+        if any(path not in activations for path in features):
+            # A second, abstract pass, to name all the paths there are.
+            _, (_, activations) = jax.eval_shape(lambda: forward(True))
+        return as_outputs(result, select_features(features, activations, owner), owner), {**state, **changed}
+
+    return Network(init, apply)
+
+
+def _by_path(intermediates: Any, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Flattens Linen's intermediates, in which every name holds a tuple with one entry per call."""
+    if isinstance(intermediates, tuple):
+        path = '/'.join(prefix).removesuffix('__call__').rstrip('/')
+        return {path: intermediates[-1]} if path else {}
+    return {path: value for name, node in intermediates.items() for path, value in _by_path(node, (*prefix, name)).items()}

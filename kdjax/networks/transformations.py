@@ -1,0 +1,120 @@
+"""Functions from networks to networks: what they return goes wherever a network goes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.networks.network import Network, Outputs
+
+
+def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> Network:
+    """Makes one network of several, whose prediction is the mean of theirs.
+
+    `average='probabilities'`: logits are log of the mean of the members' softmax, so that softmax of them is that mean.
+    `average='logits'`: the mean of the logits, whose softmax is the normalised geometric mean of the members' at any temperature.
+
+    Args:
+      members: networks over the same classes.
+      average: `'probabilities'` or `'logits'`.
+
+    Returns:
+      The network. In every collection of its variables member i stands under `str(i)`; `ensemble_variables` makes them from the
+      members' own. Features are named `'i/path'`.
+
+    Raises:
+      ValueError: no members, an unknown average, or, when traced, members whose logits differ in shape.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = ensemble([from_linen(nn.Dense(3))] * 2)
+    >>> variables = network.init(jax.random.key(0), jnp.ones((4, 5)))
+    >>> outputs, state = network.apply(variables, jnp.ones((4, 5)))
+    >>> outputs.logits.shape, sorted(variables['params'])
+    ((4, 3), ['0', '1'])
+    """
+    members = tuple(members)
+    if not members:
+        raise ValueError('ensemble: there must be at least one member')
+    if average not in ('probabilities', 'logits'):
+        raise ValueError(f"ensemble: average must be 'probabilities' or 'logits', got {average!r}")
+
+    def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
+        keys = jax.random.split(key, len(members))
+        return ensemble_variables([member.init(k, inputs) for member, k in zip(members, keys, strict=True)])
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        logits, features, states = [], {}, []
+        for i, member in enumerate(members):
+            own = {name: collection[str(i)] for name, collection in variables.items() if str(i) in collection}
+            own_rng = None if rng is None else jax.random.fold_in(rng, i)
+            outputs, state = member.apply(own, inputs, train=train, rng=own_rng)
+            logits.append(outputs.logits)
+            features |= {f'{i}/{path}': value for path, value in outputs.features.items()}
+            states.append(state)
+        if len({x.shape for x in logits}) > 1:
+            raise ValueError(f'ensemble: the members must give logits of one shape, got {[x.shape for x in logits]}')
+        stacked = jnp.stack(logits).astype(jnp.float32)
+        if average == 'logits':
+            mean = jnp.mean(stacked, axis=0)
+        else:
+            log_p = jax.nn.log_softmax(stacked, axis=-1)
+            mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(members)))
+        return Outputs(mean, features), ensemble_variables(states)
+
+    return Network(init, apply)
+
+
+def ensemble_variables(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Joins the variables of separately trained members into those of their `ensemble`.
+
+    >>> ensemble_variables([{'params': 1}, {'params': 2, 'batch_stats': 3}])
+    {'params': {'0': 1, '1': 2}, 'batch_stats': {'1': 3}}
+    """
+    joined: dict[str, Any] = {}
+    for i, variables in enumerate(members):
+        for name, collection in variables.items():
+            joined.setdefault(name, {})[str(i)] = collection
+    return joined
+
+
+def preprocess(network: Network, function: Callable[[Any], Any]) -> Network:
+    """Puts a pure function in front of a network, such as the normalisation that it was trained with.
+
+    Teacher and student then share raw inputs, uint8 images say, though each was trained with a mean and a deviation of its own.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = preprocess(from_linen(nn.Dense(3)), lambda x: x.astype(jnp.float32) / 255)
+    >>> network.init(jax.random.key(0), jnp.ones((2, 5), jnp.uint8))['params']['kernel'].dtype
+    dtype('float32')
+    """
+
+    def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
+        return network.init(key, jax.eval_shape(function, inputs))
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        return network.apply(variables, function(inputs), train=train, rng=rng)
+
+    return Network(init, apply)
+
+
+def nothing() -> Network:
+    """The teacher of a student that learns alone: no variables, no logits, no features.
+
+    >>> nothing().apply({}, None)
+    (Outputs(logits=None, features={}), {})
+    """
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        del variables, inputs, train, rng
+        return Outputs(None), {}
+
+    return Network(lambda key, inputs: {}, apply)

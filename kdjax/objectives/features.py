@@ -1,0 +1,91 @@
+"""Objectives on features, with the connectors that the papers train."""
+
+from typing import Any
+
+import jax
+
+from kdjax import losses
+from kdjax.metrics import Mean
+from kdjax.networks import Outputs
+from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
+from kdjax.objectives.objective import Batch, Objective, Term, Weight, batch_mean, from_function, require_feature
+
+
+def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
+    """`losses.hint` between a layer of the teacher and a trained regression from a layer of the student.
+
+    Its parameters are those of `connectors.Regressor`. Published weight: 100.
+
+    Args:
+      student: path of the student's layer, one of the features that the student's network was made with.
+      teacher: path of the teacher's.
+      normalize: whether batch norm and ReLU follow the regressor's convolution, for layers that end in a ReLU.
+    """
+
+    def module(teacher_feature: Any) -> Regressor:
+        return Regressor(tuple(teacher_feature.shape), normalize)
+
+    def features(student_outputs: Outputs, teacher_outputs: Outputs) -> tuple[Any, Any]:
+        return (
+            require_feature('hint', 'student', student_outputs, student),
+            require_feature('hint', 'teacher', teacher_outputs, teacher),
+        )
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        del batch
+        source, target = features(student, teacher)
+        return init_connector(module(target), key, source), {}
+
+    def apply(
+        params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean], Any]:
+        del step
+        source, target = features(student, teacher)
+        regressed = apply_connector(module(target), params, source)
+        return batch_mean(losses.hint(regressed, jax.lax.stop_gradient(target)), batch), {}, state
+
+    return Objective((Term('hint', init, apply),))
+
+
+def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
+    """`losses.attention_transfer` between a layer of the student and one of the teacher. Published weight: 1000, summed over stages.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      power: as in the loss.
+      variant: as in the loss.
+    """
+    return _on_features(losses.attention_transfer, student, teacher, power=power, variant=variant)
+
+
+def similarity_preserving(student: str, teacher: str) -> Objective:
+    """`losses.similarity_preserving` between a layer of the student and one of the teacher. Published weight: 3000.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+    """
+
+    def loss(student_outputs: Outputs, teacher_outputs: Outputs, batch: Batch) -> jax.Array:
+        return losses.similarity_preserving(
+            require_feature('similarity_preserving', 'student', student_outputs, student),
+            require_feature('similarity_preserving', 'teacher', teacher_outputs, teacher),
+            where=batch.get('mask'),
+        )
+
+    return from_function('similarity_preserving', loss)
+
+
+def _on_features(loss: Any, student: str, teacher: str, **hyperparameters: Weight | str) -> Objective:
+    name = loss.__name__
+
+    def function(student_outputs: Outputs, teacher_outputs: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        del batch
+        return loss(
+            require_feature(name, 'student', student_outputs, student),
+            require_feature(name, 'teacher', teacher_outputs, teacher),
+            **resolved,
+        )
+
+    return from_function(name, function, **hyperparameters)

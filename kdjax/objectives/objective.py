@@ -1,0 +1,241 @@
+"""Objectives: what a student is trained for, as a weighted sum of terms that can be added, scaled and scheduled."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.metrics import Mean, divide, mean
+from kdjax.networks import Outputs
+
+Batch = dict[str, Any]
+"""`{'inputs': ..., 'labels': ..., 'mask': ...}`. Labels are integers, negative for an example without a label; `mask` is true for the
+examples that count. Both are optional."""
+
+Schedule = Callable[[Any], Any]
+"""A function of the step, such as optax's schedules."""
+
+Weight = float | jax.Array | Schedule
+
+
+class TermInit(Protocol):
+    """Makes what a term trains and remembers."""
+
+    def __call__(self, key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        """Returns `(params, state)` from the shapes of its arguments; their leaves may be `jax.ShapeDtypeStruct`."""
+
+
+class TermApply(Protocol):
+    """Computes a term for a batch."""
+
+    def __call__(
+        self, params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean], Any]:
+        """Returns the loss as a `Mean`, further metrics by name, and the state after this batch."""
+
+
+class Term(NamedTuple):
+    """One summand of an objective. The weight is the product of `weights`, each a number or a schedule."""
+
+    name: str
+    init: TermInit
+    apply: TermApply
+    weights: tuple[Weight, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """A weighted sum of terms, closed under `weight * objective`, `objective + objective` and `combine`.
+
+    It is a pair of pure functions: `init` makes the parameters (connectors, say) and the state (a memory bank, say) that the terms need,
+    `apply` computes the loss. Weights and hyperparameters may be schedules; they are evaluated inside jit.
+
+    >>> from kdjax import objectives
+    >>> objective = 0.1 * objectives.hard_labels() + 0.9 * objectives.soft_targets(temperature=4.0)
+    >>> objective.names
+    ('hard_labels', 'soft_targets')
+    """
+
+    terms: tuple[Term, ...]
+
+    # Has numpy's scalars leave `scalar * objective` to this class.
+    __array_ufunc__ = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the terms, under which parameters, state and metrics are kept."""
+        return tuple(term.name for term in self.terms)
+
+    def init(self, key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[dict, dict]:
+        """Makes parameters and state, each a dictionary by term.
+
+        Args:
+          key: a random key.
+          student: the student's outputs for a batch, or their shapes (`jax.eval_shape`).
+          teacher: the teacher's, likewise.
+          batch: the batch, or its shapes.
+
+        Raises:
+          ValueError: the outputs lack what a term needs, or shapes do not fit.
+        """
+        params, state = {}, {}
+        for term, term_key in zip(self.terms, jax.random.split(key, max(len(self.terms), 1)), strict=False):
+            params[term.name], state[term.name] = term.init(term_key, student, teacher, batch)
+        # Abstract: costs no arithmetic, and reports shapes that do not fit before anything has been trained or written.
+        jax.eval_shape(lambda *arguments: self.apply(*arguments, step=jnp.int32(0)), params, state, student, teacher, batch)
+        return params, state
+
+    def apply(
+        self, params: dict, state: dict, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
+    ) -> tuple[jax.Array, dict[str, Mean], dict]:
+        """Computes the loss of a batch.
+
+        Args:
+          params: the terms' parameters.
+          state: the terms' state.
+          student: the student's outputs.
+          teacher: the teacher's outputs; no gradient flows into them.
+          batch: the batch.
+          step: the training step, for schedules.
+
+        Returns:
+          `(loss, metrics, state)`. The metrics hold `'loss'` and, for every term, `'name'` and `'name/weighted'`; a scheduled weight
+          as `'name/weight'`, a scheduled hyperparameter as `'name/hyperparameter'`.
+        """
+        loss = jnp.float32(0.0)
+        metrics: dict[str, Mean] = {}
+        new_state = {}
+        for term in self.terms:
+            value, extra, new_state[term.name] = term.apply(
+                params[term.name], state[term.name], student, teacher, batch, step=step
+            )
+            weight = jnp.float32(1.0)
+            for factor in term.weights:
+                weight = weight * evaluate(factor, step)
+            weighted = weight * divide(value)
+            loss = loss + weighted
+            metrics[term.name] = value
+            metrics[f'{term.name}/weighted'] = Mean(weight * value.total, value.count)
+            if any(callable(factor) for factor in term.weights):
+                metrics[f'{term.name}/weight'] = mean(weight)
+            metrics |= {f'{term.name}/{name}': metric for name, metric in extra.items()}
+        return loss, {'loss': mean(loss), **metrics}, new_state
+
+    def __mul__(self, weight: Weight) -> 'Objective':
+        """Scales every term by a number, a scalar array or a schedule."""
+        if not callable(weight) and not (isinstance(weight, (int, float, np.number, jax.Array)) and np.ndim(weight) == 0):
+            return NotImplemented
+        return Objective(tuple(term._replace(weights=(*term.weights, weight)) for term in self.terms))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: 'Objective') -> 'Objective':
+        """Adds objectives; a name that is taken gets a number: `hint`, `hint_2`."""
+        if not isinstance(other, Objective):
+            return NotImplemented
+        terms = list(self.terms)
+        for term in other.terms:
+            taken = {t.name for t in terms}
+            name, number = term.name, 2
+            while name in taken:
+                name, number = f'{term.name}_{number}', number + 1
+            terms.append(term._replace(name=name))
+        return Objective(tuple(terms))
+
+    def __radd__(self, other: Any) -> 'Objective':
+        """Lets `sum(...)` begin with its 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+
+def combine(**objectives: Objective) -> Objective:
+    """Adds objectives under names of the caller's choice.
+
+    >>> from kdjax import objectives
+    >>> combine(hard=0.1 * objectives.hard_labels(), soft=0.9 * objectives.soft_targets()).names
+    ('hard', 'soft')
+    """
+    terms = []
+    for name, objective in objectives.items():
+        if not isinstance(objective, Objective):
+            raise TypeError(f'combine: {name} must be an Objective, got {type(objective).__name__}')
+        single = len(objective.terms) == 1
+        terms += [term._replace(name=name if single else f'{name}/{term.name}') for term in objective.terms]
+    return Objective(tuple(terms))
+
+
+def evaluate(value: Weight, step: Any) -> jax.Array:
+    """A number, or a schedule at a step, as a float32 scalar."""
+    return jnp.asarray(value(step) if callable(value) else value, jnp.float32)
+
+
+def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperparameters: Any) -> Objective:
+    """Makes an objective of a function that trains and remembers nothing.
+
+    Args:
+      name: the term's name.
+      function: `function(student, teacher, batch, **hyperparameters)` of the networks' `Outputs`; returns one value per example
+        [batch, ...], of which `batch['mask']` picks those that count, or a scalar, or a `Mean`. No gradient flows into the
+        teacher's outputs.
+      **hyperparameters: handed to the function; one that is callable is a schedule, and the function gets its value at the step.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from kdjax.networks import Outputs
+    >>> objective = from_function('gap', lambda student, teacher, batch: (student.logits - teacher.logits).max(-1))
+    >>> student, teacher = Outputs(jnp.array([[1., 5.]])), Outputs(jnp.array([[1., 2.]]))
+    >>> params, state = objective.init(jax.random.key(0), student, teacher, {})
+    >>> loss, metrics, state = objective.apply(params, state, student, teacher, {}, step=0)
+    >>> print(loss)
+    3.0
+    """
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        del key, student, teacher, batch
+        return {}, {}
+
+    def apply(
+        params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean], Any]:
+        del params
+        scheduled = {key: evaluate(value, step) for key, value in hyperparameters.items() if callable(value)}
+        values = function(student, jax.lax.stop_gradient(teacher), batch, **{**hyperparameters, **scheduled})
+        value = values if isinstance(values, Mean) else batch_mean(values, batch)
+        return value, {key: mean(x) for key, x in scheduled.items()}, state
+
+    return Objective((Term(name, init, apply),))
+
+
+def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) -> Mean:
+    """The mean of values [batch, ...] over the examples in `batch['mask']` [batch] and over `where`; a scalar is taken as it is."""
+    if values.ndim == 0:
+        return mean(values)
+    kept = jnp.ones(values.shape, jnp.bool_) if where is None else where
+    if 'mask' in batch:
+        kept = kept & batch['mask'].reshape((-1,) + (1,) * (values.ndim - 1))
+    return mean(values, kept)
+
+
+def require_labels(term: str, batch: Batch) -> jax.Array:
+    """The labels of a batch."""
+    if 'labels' not in batch:
+        raise ValueError(f"{term} needs batch['labels'], integer classes; the batch has {', '.join(sorted(batch))}")
+    return batch['labels']
+
+
+def require_logits(term: str, side: str, outputs: Outputs) -> jax.Array:
+    """The logits of the student or the teacher."""
+    if outputs.logits is None:
+        raise ValueError(f'{term} needs the logits of a {side}, and there are none')
+    return outputs.logits
+
+
+def require_feature(term: str, side: str, outputs: Outputs, path: str) -> jax.Array:
+    """A feature of the student or the teacher."""
+    if path not in outputs.features:
+        tapped = ', '.join(sorted(outputs.features)) or 'none'
+        raise ValueError(
+            f'{term}: the {side} gives no feature {path!r} (it gives: {tapped}); name it in features= where the network is made'
+        )
+    return outputs.features[path]

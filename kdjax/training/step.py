@@ -1,0 +1,176 @@
+"""The training step: student, teacher, objective and optimizer become one pure function of state and batch."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax import networks
+from kdjax.metrics import Mean
+from kdjax.networks import Network, Variables
+from kdjax.objectives import Batch, Objective
+
+
+class TrainState(NamedTuple):
+    """All that training changes, as one pytree: whoever saves it can resume bit for bit.
+
+    Attributes:
+      step: number of updates so far.
+      params: the student's parameters.
+      state: the student's state, such as batch statistics.
+      optimizer: state of the student's optimizer; pruning masks live here.
+      objective_params: parameters of the objective, such as connectors.
+      objective_state: state of the objective, such as memory banks.
+      objective_optimizer: state of the optimizer of `objective_params`.
+      key: the run's random key; every step folds its number in.
+    """
+
+    step: jax.Array
+    params: Any
+    state: dict[str, Any]
+    optimizer: optax.OptState
+    objective_params: Any
+    objective_state: Any
+    objective_optimizer: optax.OptState
+    key: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The student's variables, as its `apply` takes them."""
+        return {'params': self.params, **self.state}
+
+
+class Distillation(NamedTuple):
+    """A training problem as two functions.
+
+    Attributes:
+      init: `init(key, batch, *, student_variables=None) -> TrainState`.
+      step: `step(state, teacher_variables, batch) -> (state, metrics)`, jitted; the state is donated, the teacher never is.
+    """
+
+    init: Callable[..., TrainState]
+    step: Callable[[TrainState, Variables, Batch], tuple[TrainState, dict[str, Mean]]]
+
+
+def distillation(
+    student: Network,
+    teacher: Network,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    objective_optimizer: optax.GradientTransformation | None = None,
+) -> Distillation:
+    """Makes the functions that train a student to meet an objective.
+
+    One step runs the teacher (`train=False`, no gradient), the student forward and backward, and the optimizers. Sharding follows the
+    arguments: with a batch sharded over devices and the rest replicated it is data parallel, and losses and batch
+    statistics still see the whole batch.
+
+    Args:
+      student: the network that learns.
+      teacher: the network that it learns from; `networks.nothing()` for a student that learns alone, or see `supervised`.
+      objective: what it learns.
+      optimizer: updates the student's parameters.
+      objective_optimizer: updates the objective's parameters, if it has any: connectors are helpers that are neither pruned nor
+        decayed with the student. Adam at 1e-3 by default.
+
+    Returns:
+      The `Distillation`.
+
+    Raises:
+      ValueError: from `init`: the objective needs what the networks or the batch lack, or shapes do not fit.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+    >>> from kdjax import networks, objectives
+    >>> network = networks.from_linen(nn.Dense(3))
+    >>> batch = {'inputs': jnp.ones((4, 5)), 'labels': jnp.zeros(4, jnp.int32)}
+    >>> objective = 0.1 * objectives.hard_labels() + 0.9 * objectives.soft_targets()
+    >>> problem = distillation(network, network, objective, optax.sgd(0.1))
+    >>> state = problem.init(jax.random.key(0), batch)
+    >>> teacher_variables = network.init(jax.random.key(1), batch['inputs'])
+    >>> state, metrics = problem.step(state, teacher_variables, batch)
+    >>> int(state.step), sorted(metrics)[:3]
+    (1, ['hard_labels', 'hard_labels/weighted', 'loss'])
+    """
+    if objective_optimizer is None:
+        objective_optimizer = optax.adam(1e-3)
+
+    def init(key: jax.Array, batch: Batch, *, student_variables: Variables | None = None) -> TrainState:
+        check_batch(batch)
+        student_key, objective_key, run_key = jax.random.split(key, 3)
+        if student_variables is None:
+            student_variables = student.init(student_key, batch['inputs'])
+        params = student_variables['params']
+        shapes = jax.eval_shape(lambda x: x, batch)
+        student_shapes = jax.eval_shape(
+            lambda variables, inputs: student.apply(variables, inputs, train=True, rng=jax.random.key(0))[0],
+            student_variables,
+            shapes['inputs'],
+        )
+        teacher_shapes = jax.eval_shape(
+            lambda inputs: teacher.apply(teacher.init(jax.random.key(0), inputs), inputs, train=False)[0], shapes['inputs']
+        )
+        objective_params, objective_state = objective.init(objective_key, student_shapes, teacher_shapes, shapes)
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            state={name: value for name, value in student_variables.items() if name != 'params'},
+            optimizer=optimizer.init(params),
+            objective_params=objective_params,
+            objective_state=objective_state,
+            objective_optimizer=objective_optimizer.init(objective_params),
+            key=run_key,
+        )
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+        check_batch(batch)
+        teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
+        teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
+        rng = jax.random.fold_in(state.key, state.step)
+
+        def loss_function(params: Any, objective_params: Any) -> tuple[jax.Array, tuple[Any, Any, dict[str, Mean]]]:
+            variables = {'params': params, **state.state}
+            student_outputs, new_state = student.apply(variables, batch['inputs'], train=True, rng=rng)
+            loss, metrics, objective_state = objective.apply(
+                objective_params, state.objective_state, student_outputs, teacher_outputs, batch, step=state.step
+            )
+            return loss, (new_state, objective_state, metrics)
+
+        gradient = jax.grad(loss_function, argnums=(0, 1), has_aux=True)
+        (grads, objective_grads), (new_state, objective_state, metrics) = gradient(state.params, state.objective_params)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        objective_updates, objective_optimizer_state = objective_optimizer.update(
+            objective_grads, state.objective_optimizer, state.objective_params
+        )
+        new = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            state=new_state,
+            optimizer=optimizer_state,
+            objective_params=optax.apply_updates(state.objective_params, objective_updates),
+            objective_state=objective_state,
+            objective_optimizer=objective_optimizer_state,
+            key=state.key,
+        )
+        return new, metrics
+
+    return Distillation(init, step)
+
+
+def supervised(network: Network, objective: Objective, optimizer: optax.GradientTransformation) -> Distillation:
+    """Trains a network without a teacher, as `distillation` from `networks.nothing()`: a teacher itself, or a baseline."""
+    return distillation(network, networks.nothing(), objective, optimizer)
+
+
+def check_batch(batch: Batch) -> None:
+    """Raises unless the batch is a dictionary of arrays with one number of examples, `'inputs'` among them."""
+    if not isinstance(batch, dict) or 'inputs' not in batch:
+        found = ', '.join(sorted(batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(f"a batch is a dictionary with 'inputs' and perhaps 'labels' and 'mask', got {found}")
+    sizes = {name: jax.tree.leaves(value)[0].shape[:1] for name, value in batch.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f'the arrays of a batch must have the same number of examples, got {sizes}')
