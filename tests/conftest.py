@@ -1,18 +1,14 @@
-"""Strict JAX on eight fake devices, for every test."""
+"""Strict JAX on eight fake devices, for every test and doctest."""
 
 import jax
 
 # Before anything asks for a device.
 jax.config.update('jax_num_cpu_devices', 8)
+# Implicit promotion of dtypes and ranks hides mistakes.
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def strict_jax():
-    """Implicit dtype promotion and rank promotion are errors, as they hide mistakes."""
-    with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
-        yield
 
 
 @pytest.fixture

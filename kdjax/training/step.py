@@ -142,10 +142,12 @@ def distillation(
 
         gradient = jax.grad(loss_function, argnums=(0, 1), has_aux=True)
         (grads, objective_grads), (new_state, objective_state, metrics) = gradient(state.params, state.objective_params)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        objective_updates, objective_optimizer_state = objective_optimizer.update(
-            objective_grads, state.objective_optimizer, state.objective_params
-        )
+        # optax's Adam promotes dtypes implicitly, which would fail for users who forbid that in their own code.
+        with jax.numpy_dtype_promotion('standard'):
+            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+            objective_updates, objective_optimizer_state = objective_optimizer.update(
+                objective_grads, state.objective_optimizer, state.objective_params
+            )
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
