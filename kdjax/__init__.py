@@ -1,7 +1,8 @@
 """kdjax: knowledge distillation in JAX, with pruning and int8 quantization of the student.
 
-From the bottom up: `losses`, `pruning` and `quantization` are pure functions of arrays; `networks` makes pairs of pure functions of Flax
-modules, and `objectives` lifts losses to them; `training` turns student, teacher, objective and optimizer into one step.
+From the bottom up: `losses`, `pruning` and `quantization` are pure functions of arrays; `networks` makes pairs of pure
+functions of Flax modules, and `objectives` lifts losses to them; `training` turns student, teacher, objective and optimizer
+into one step.
 """
 
 from kdjax import data as data

@@ -27,6 +27,8 @@ import safetensors.numpy
 from kdjax.quantization import QuantizedArray
 
 _FORMAT = 'kdjax-weights-1'
+# What the file's header needs to describe one more array, about.
+_MASK_OVERHEAD = 128
 
 
 def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
@@ -56,7 +58,8 @@ def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
             leaf = leaf.values
         array = np.asarray(jax.device_get(leaf))
         nonzero = array != 0
-        if array.size // 8 + np.count_nonzero(nonzero) * array.itemsize < array.nbytes * 0.95:
+        packed = -(-array.size // 8) + np.count_nonzero(nonzero) * array.itemsize
+        if packed + _MASK_OVERHEAD < array.nbytes:
             arrays[f'{name}:mask'] = np.packbits(nonzero)
             shapes[name] = list(array.shape)
             array = array[nonzero]

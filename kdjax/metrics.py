@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 
 class Mean(NamedTuple):
-    """A mean that is not divided yet: `total / count`. Add two of them field by field, as `jax.tree.map(jnp.add, a, b)` does."""
+    """A mean that is not divided yet, `total / count`. Two are added field by field, as `jax.tree.map(jnp.add, a, b)` does."""
 
     total: ArrayLike
     count: ArrayLike

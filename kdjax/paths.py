@@ -1,7 +1,7 @@
 """Names for the leaves of a pytree, and patterns that pick leaves by name.
 
-A path is the keys from root to leaf joined by slashes: `'stage1/block0/conv/kernel'`. A pattern is a shell pattern over the whole
-path, where `*` also crosses slashes: `'*/kernel'`, `'stage1/*'`.
+A path is the keys from root to leaf joined by slashes: `'stage1/block0/conv/kernel'`. A pattern is a shell pattern over the
+whole path, where `*` also crosses slashes: `'*/kernel'`, `'stage1/*'`.
 """
 
 import fnmatch

@@ -1,8 +1,8 @@
 """Integer arithmetic of arrays: values on a grid of 2^bits levels, one scale per tensor or per channel.
 
-A real number x is stood for by an integer q with x ≈ (q - zero_point) · scale. Weights are symmetric (no zero point) on the narrow
-range [-127, 127]; with a zero point the range is the full one, [-128, 127], and zero is exact in both. Rounding is to the
-nearest, half to even. Nothing here makes a network faster on XLA; it makes the file smaller.
+A real number x is stood for by an integer q with x ≈ (q - zero_point) · scale. Weights are symmetric (no zero point) on the
+narrow range [-127, 127]; with a zero point the range is the full one, [-128, 127], and zero is exact in both. Rounding is
+to the nearest, half to even. Nothing here makes a network faster on XLA; it makes the file smaller.
 """
 
 import dataclasses
@@ -111,8 +111,9 @@ def dequantize(values: ArrayLike, scale: ArrayLike, zero_point: ArrayLike | None
 def fake_quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike | None = None, *, bits: int = 8) -> jax.Array:
     """Rounds x to the grid of `quantize` and stays in floating point, with a gradient that training can use.
 
-    The value is `dequantize(quantize(x))`, in x's dtype. The gradient passes unchanged where x lies within the range and is zero where x was
-    clipped; scale and zero point get none. (`x + stop_gradient(q - x)` would leave values off the grid by rounding.)
+    The value is `dequantize(quantize(x))`, in x's dtype. The gradient passes unchanged where x lies within the range and is
+    zero where x was clipped; scale and zero point get none. (`x + stop_gradient(q - x)` would leave values off the grid by
+    rounding.)
 
     Args:
       x: any shape, floating point.
@@ -132,8 +133,8 @@ def fake_quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike | None =
     [  0.   1. 127.] [1. 1. 0.]
 
     Reference:
-      Bengio, Léonard, Courville. Estimating or Propagating Gradients Through Stochastic Neurons for Conditional Computation. 2013.
-      https://arxiv.org/abs/1308.3432
+      Bengio, Léonard, Courville. Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+      Computation. 2013. https://arxiv.org/abs/1308.3432
     """
     x = jnp.asarray(x)
     _as_float32('fake_quantize', x)

@@ -1,8 +1,8 @@
 """Augmentation: pure functions of a key and one image, which run on the device, inside jit, under vmap.
 
-Each maker returns `augment(key, image) -> image` for an image [height, width, channels] of any dtype. `training.epoch` calls it with a key
-made of the run's key, the epoch and the example's index, so that what an example looks like in an epoch does not
-depend on the batch it is in, and can be computed again.
+Each maker returns `augment(key, image) -> image` for an image [height, width, channels] of any dtype. `training.epoch`
+calls it with a key made of the run's key, the epoch and the example's index, so that what an example looks like in an epoch
+does not depend on the batch it is in, and can be computed again.
 """
 
 from collections.abc import Callable

@@ -29,9 +29,9 @@ def load(name: str, *, data_dir: str | None = None, validation: float = 0.1, see
     """Loads an image classification data set into memory.
 
     Args:
-      name: `'digits'`, which comes with scikit-learn, or a name of TensorFlow Datasets such as `'mnist'`, `'fashion_mnist'`, `'cifar10'`
-        or `'cifar100:3.0.2'`. The latter are read without TensorFlow; one that is not prepared yet is downloaded and
-        prepared first, which needs TensorFlow once.
+      name: `'digits'`, which comes with scikit-learn, or a name of TensorFlow Datasets such as `'mnist'`,
+        `'fashion_mnist'`, `'cifar10'` or `'cifar100:3.0.2'`. The latter are read without TensorFlow; one that is not
+        prepared yet is downloaded and prepared first, which needs TensorFlow once.
       data_dir: where TFDS keeps its data sets; by default $TFDS_DATA_DIR or TFDS's own default.
       validation: share of the official training split that is held out, drawn with `seed`.
       seed: of the draw; the same seed gives the same splits.
@@ -40,7 +40,8 @@ def load(name: str, *, data_dir: str | None = None, validation: float = 0.1, see
       The data set.
 
     Raises:
-      ValueError: there is no such data set, it can be neither read nor prepared (the message says what to do), or a split is empty.
+      ValueError: there is no such data set, it can be neither read nor prepared (the message says what to do), or a split
+        is empty.
     """
     if not 0 < validation < 1:
         raise ValueError(f'validation must be a share between 0 and 1, got {validation}')

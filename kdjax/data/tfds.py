@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import pathlib
 from typing import Any
 
 import grain
@@ -17,7 +18,8 @@ def read_tfds(name: str, data_dir: str | None) -> tuple[Batch, Batch, int]:
     """Reads the training and the test split of an image classification data set, and its number of classes.
 
     Raises:
-      ValueError: TFDS knows no such data set, it cannot be prepared or read, or it is not one of images of one size with labels.
+      ValueError: TFDS knows no such data set, it cannot be prepared or read, or it is not one of images of one size with
+        labels.
     """
     builder = _prepared_builder(name, data_dir)
     keys = builder.info.supervised_keys
@@ -31,20 +33,23 @@ def read_tfds(name: str, data_dir: str | None) -> tuple[Batch, Batch, int]:
 
 
 def _prepared_builder(name: str, data_dir: str | None) -> Any:
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-    except tfds.core.DatasetNotFoundError:
-        close = difflib.get_close_matches(name, ['digits', *tfds.list_builders()])
+    base = name.split(':')[0].split('/')[0]
+    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / base
+    # Asked of a name that it does not know, tfds.builder looks in the web, and fails for want of TensorFlow.
+    known = tfds.list_builders(with_community_datasets=False)
+    if base not in known and not folder.exists():
+        close = difflib.get_close_matches(base, ['digits', *known])
         hint = f'; did you mean {" or ".join(close)}?' if close else ''
-        raise ValueError(f'there is no data set {name!r}, neither embedded nor in TFDS{hint}') from None
+        raise ValueError(f'there is no data set {name!r}, neither embedded nor in TFDS{hint}')
+    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     if builder.is_prepared():
         return builder
     where = f'{name} is not prepared in {builder.data_dir}'
     by_hand = f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
     if importlib.util.find_spec('tensorflow') is None:
         raise ValueError(
-            f"{where}, and preparing it needs TensorFlow once: pip install 'kdjax[prepare]' and run this again, or run {by_hand} "
-            'where it is installed and copy the folder'
+            f"{where}, and preparing it needs TensorFlow once: pip install 'kdjax[prepare]' and run this again, "
+            f'or run {by_hand} where it is installed and copy the folder'
         )
     try:
         builder.download_and_prepare(file_format='array_record')
@@ -68,9 +73,7 @@ def _read_split(builder: Any, split: str, image: str, label: str) -> Batch:
     examples = [example for chunk in chunks.to_iter_dataset(grain.ReadOptions(num_threads=4)) for example in chunk]
     shapes = {example[image].shape for example in examples}
     if len(shapes) > 1:
-        raise ValueError(
-            f'{builder.name} has images of {len(shapes)} sizes; only data sets of one size fit in memory as they are'
-        )
+        raise ValueError(f'{builder.name} has images of {len(shapes)} sizes, and only images of one size are supported')
     shape = (0, 1, 1, 1) if not examples else (-1, *shapes.pop())
     return {
         'inputs': np.array([example[image] for example in examples], np.uint8).reshape(shape),

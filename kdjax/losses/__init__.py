@@ -1,9 +1,9 @@
 """Distillation losses: pure functions of arrays that know nothing of networks, optimizers or training.
 
-Every loss is `loss(student, teacher, [labels], *, hyperparameters, axis=-1, where=None)`, computes in float32 whatever comes in,
-returns float32, and has finite values and gradients for finite logits, for -inf logits, for zeros and under full masks. A loss that is
-a sum over examples returns one value per example, and the caller writes `.mean()`; a loss on relations between the
-examples of a batch returns a scalar. No loss stops the gradient on the teacher's side.
+Every loss is `loss(student, teacher, [labels], *, hyperparameters, axis=-1, where=None)`, computes in float32 whatever comes
+in, returns float32, and has finite values and gradients for finite logits, for -inf logits, for zeros and under full masks. A
+loss that is a sum over examples returns one value per example, and the caller writes `.mean()`; a loss on relations between
+the examples of a batch returns a scalar. No loss stops the gradient on the teacher's side.
 
 | what you have                          | losses                                  | returns     |
 |----------------------------------------|-----------------------------------------|-------------|

@@ -16,8 +16,9 @@ from kdjax.losses import numerics
 def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of two activations of the same shape, per example.
 
-    mean over all but the first axis of (f_s - f_t)². The regressor that brings the student's activation to the teacher's shape is
-    `objectives.hint`'s. The paper writes ½ of the sum; the mean, as in most implementations, does not grow with the size.
+    mean over all but the first axis of (f_s - f_t)². The regressor that brings the student's activation to the teacher's
+    shape is `objectives.hint`'s. The paper writes ½ of the sum; the mean, as in most implementations, does not grow with
+    the size.
 
     Args:
       student: activations [batch, ..., channels], floating point of any precision; arithmetic is in float32.
@@ -56,9 +57,9 @@ def attention_transfer(
 ) -> jax.Array:
     """Difference of the maps that say where each network is active, per example.
 
-    Q = vec(mean_c |f_c|^p) / ||vec(mean_c |f_c|^p)||. `variant='mean_square'`, behind published tables with weight 1000: the mean over
-    positions of (Q_s - Q_t)². `variant='norm'`, the paper's: ||Q_s - Q_t||. Channel counts may differ. Where sizes differ, the
-    map of the larger is average-pooled to the smaller before it is normalised.
+    Q = vec(mean_c |f_c|^p) / ||vec(mean_c |f_c|^p)||. `variant='mean_square'`, behind published tables with weight 1000:
+    the mean over positions of (Q_s - Q_t)². `variant='norm'`, the paper's: ||Q_s - Q_t||. Channel counts may differ. Where
+    sizes differ, the map of the larger is average-pooled to the smaller before it is normalised.
 
     Args:
       student: activations [batch, height, width, channels], floating point of any precision; arithmetic is in float32.
@@ -69,8 +70,8 @@ def attention_transfer(
       where: boolean, broadcastable to the smaller activation with a channel axis of length 1: positions to keep.
 
     Returns:
-      float32 [batch], without unit: at most 4 / positions for `'mean_square'`, at most 2 for `'norm'`. An activation that is zero
-      everywhere has a map of zeros.
+      float32 [batch], without unit: at most 4 / positions for `'mean_square'`, at most 2 for `'norm'`. An activation that
+      is zero everywhere has a map of zeros.
 
     Raises:
       ValueError: shapes or dtypes do not fit, the power is not positive, or the variant is unknown.
@@ -96,7 +97,7 @@ def attention_transfer(
         )
     height, width = (min(sizes) for sizes in zip(student.shape[1:3], teacher.shape[1:3], strict=True))
     if where is not None:
-        shape = list((student.shape[0], height, width))
+        shape = [student.shape[0], height, width]
         shape.insert(axis % 4, 1)
         where = numerics.mask('attention_transfer', where, tuple(shape), axis)[..., 0]
 
@@ -119,8 +120,8 @@ def attention_transfer(
 def average_pool(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Average-pools [batch, height, width] or [batch, height, width, channels] to `size`, whatever the ratio.
 
-    Output i averages the inputs from floor(i·n/m) up to ceil((i+1)·n/m), the windows of adaptive pooling; one product with a small
-    constant matrix per axis, and nothing where the size is right already.
+    Output i averages the inputs from floor(i·n/m) up to ceil((i+1)·n/m), the windows of adaptive pooling; one product with
+    a small constant matrix per axis, and nothing where the size is right already.
     """
     for axis, target in zip((1, 2), size, strict=True):
         length = maps.shape[axis]

@@ -102,8 +102,9 @@ def decoupled_kd(
     """Decoupled distillation: the labelled class against the rest, and the rest among themselves, per example.
 
     T² (α·TCKD + β·NCKD). TCKD is the divergence of the pairs [p(y), 1 - p(y)]; NCKD that of the distributions over the classes
-    other than y, renormalised. `soft_targets` is TCKD + (1 - p_t(y))·NCKD: DKD frees the second term of the teacher's confidence.
-    Both parts are computed in log space, where published code takes logs of differences and subtracts 1000 from a logit.
+    other than y, renormalised. `soft_targets` is TCKD + (1 - p_t(y))·NCKD: DKD frees the second term of the teacher's
+    confidence. Both parts are computed in log space, where published code takes logs of differences and subtracts 1000 from
+    a logit.
 
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.

@@ -70,7 +70,7 @@ def check_positive(loss: str, **values: ArrayLike) -> None:
 
 
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0, where: jax.Array | None = None) -> jax.Array:
-    """log softmax(logits / temperature) over the last axis; classes at -inf or outside `where` get `LOG_ZERO`."""
+    """Returns log softmax(logits / temperature) over the last axis; classes at -inf or outside `where` get `LOG_ZERO`."""
     scaled = jnp.where(jnp.isneginf(logits), LOG_ZERO, logits) / jnp.asarray(temperature, jnp.float32)
     if where is not None:
         scaled = jnp.where(where, scaled, LOG_ZERO)

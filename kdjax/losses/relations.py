@@ -1,7 +1,7 @@
 """Losses on relations between the examples of a batch: which inputs the teacher finds alike, whatever its coordinates.
 
-All return one scalar for the batch, and see the whole batch: under `jit` with sharded arrays that is the global one. Embeddings are
-[batch, ...]; all axes but the first are flattened, and the two networks may have different widths.
+All return one scalar for the batch, and see the whole batch: under `jit` with sharded arrays that is the global one.
+Embeddings are [batch, ...]; all axes but the first are flattened, and the two networks may have different widths.
 """
 
 import jax
@@ -16,8 +16,8 @@ def similarity_preserving(
 ) -> jax.Array:
     """Squared difference of the two networks' similarity matrices over the batch, a scalar.
 
-    Σ_ij (G_t - G_s)²_ij / B², with G = F Fᵀ for the flattened activations F [B, D], each row of G divided by its L2 norm (the L2
-    norm, where some implementations take L1).
+    Σ_ij (G_t - G_s)²_ij / B², with G = F Fᵀ for the flattened activations F [B, D], each row of G divided by its L2 norm
+    (the L2 norm, where some implementations take L1).
 
     Args:
       student: activations [batch, ..., channels], floating point of any precision; arithmetic is in float32.
@@ -26,7 +26,8 @@ def similarity_preserving(
       where: boolean [batch]: examples to keep, as if the others had been sliced away.
 
     Returns:
-      float32 scalar, without unit, at most 4 / B; 0 where no example is kept. An example whose activation is zero has a row of zeros.
+      float32 scalar, without unit, at most 4 / B; 0 where no example is kept. An example whose activation is zero has a row
+      of zeros.
 
     Raises:
       ValueError: shapes or dtypes do not fit.

@@ -9,8 +9,8 @@ import jax
 class CNN(nn.Module):
     """3x3 convolutions, each with ReLU and 2x2 max pooling, then dense layers.
 
-    `CNN((64, 128), (512,))` is the teacher and `CNN((32, 64), (256,))` the student of the CIFAR-10 pair. Stages are named `stage0`,
-    `stage1`, ...; their features are taken after the pooling.
+    `CNN((64, 128), (512,))` is the teacher and `CNN((32, 64), (256,))` the student of the CIFAR-10 pair. Stages are named
+    `stage0`, `stage1`, ...; their features are taken after the pooling.
 
     Attributes:
       channels: channels of the convolutions.

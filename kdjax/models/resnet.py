@@ -11,8 +11,8 @@ class ResNet(nn.Module):
     """CIFAR ResNet of depth 6n + 2: a 3x3 stem and three stages of n basic blocks, at full, half and quarter size.
 
     `ResNet(20)` has widths 16, 16, 32, 64; the wider `resnet8x4` and `resnet32x4` of the tables are
-    `ResNet(8, widths=(32, 64, 128, 256))` and depth 32. Shortcuts that change shape are a 1x1 convolution with batch norm. Stages are named
-    `stage1` to `stage3` and blocks `stage1/block0`, ...; their features are taken after the last ReLU.
+    `ResNet(8, widths=(32, 64, 128, 256))` and depth 32. Shortcuts that change shape are a 1x1 convolution with batch norm.
+    Stages are named `stage1` to `stage3` and blocks `stage1/block0`, ...; their features are taken after the last ReLU.
 
     Attributes:
       depth: number of layers, 8, 14, 20, 32, 44, 56, 110, ...

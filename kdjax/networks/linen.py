@@ -15,8 +15,8 @@ _TRAIN_ARGUMENTS = {'train': True, 'training': True, 'is_training': True, 'deter
 def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Network:
     """Makes a `Network` of a Linen module.
 
-    The module takes a batch of inputs and returns logits, or `Outputs`. If its `__call__` has an argument named `train`, `training`,
-    `is_training` or `deterministic`, that is set; every random stream that it asks for is drawn from `rng`.
+    The module takes a batch of inputs and returns logits, or `Outputs`. If its `__call__` has an argument named `train`,
+    `training`, `is_training` or `deterministic`, that is set; every random stream that it asks for is drawn from `rng`.
 
     Args:
       module: the module, unbound.

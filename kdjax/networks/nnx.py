@@ -14,9 +14,9 @@ _PARAMS = 'params'
 def from_nnx(module: nnx.Module | Callable[..., nnx.Module], *, features: str | tuple[str, ...] = ()) -> Network:
     """Makes a `Network` of an NNX module.
 
-    Parameters become `variables['params']`, nested dictionaries of arrays with the names that Linen would give; other variables go
-    to a collection of their kind, batch norm's to `'batch_stats'`. Random streams are not kept: each call draws them from
-    `rng`. `train` calls the module's own `train()` or `eval()`.
+    Parameters become `variables['params']`, nested dictionaries of arrays with the names that Linen would give; other
+    variables go to a collection of their kind, batch norm's to `'batch_stats'`. Random streams are not kept: each call
+    draws them from `rng`. `train` calls the module's own `train()` or `eval()`.
 
     Args:
       module: a function that makes the module from `rngs=`, such as its class or a `functools.partial` of it; or a module that

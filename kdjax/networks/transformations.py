@@ -13,7 +13,8 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
     """Makes one network of several, whose prediction is the mean of theirs.
 
     `average='probabilities'`: logits are log of the mean of the members' softmax, so that softmax of them is that mean.
-    `average='logits'`: the mean of the logits, whose softmax is the normalised geometric mean of the members' at any temperature.
+    `average='logits'`: the mean of the logits, whose softmax is the normalised geometric mean of the members' at any
+    temperature.
 
     Args:
       members: networks over the same classes.

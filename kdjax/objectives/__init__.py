@@ -1,4 +1,4 @@
-"""Objectives: losses lifted to networks' outputs, with their connectors, weights and schedules, and the arithmetic that joins them.
+"""Objectives: losses lifted to networks' outputs, with connectors, weights and schedules, and the arithmetic that joins them.
 
 objective = combine(
     hard=0.1 * hard_labels(),

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 class Regressor(nn.Module):
     """Brings an activation to the shape of another: FitNets' regressor.
 
-    Images: a 1x1 convolution where the sizes agree; a strided one where the student's image is a whole number of times larger, a
-    transposed one where it is smaller; a convolution without padding for other sizes larger than the target. Everything else, [batch, ..., width]: a
-    dense layer on the last axis. Then, with `normalize`, batch norm and ReLU, as in the published CIFAR code. The batch
-    norm always uses the batch's own statistics, since the module never runs outside training.
+    Images: a 1x1 convolution where the sizes agree; a strided one where the student's image is a whole number of times
+    larger, a transposed one where it is smaller; a convolution without padding for other sizes larger than the target.
+    Everything else, [batch, ..., width]: a dense layer on the last axis. Then, with `normalize`, batch norm and ReLU, as in
+    the published CIFAR code. The batch norm always uses the batch's own statistics, since the module never runs outside
+    training.
 
     Attributes:
       shape: the shape to reach, with the batch axis.

@@ -48,7 +48,9 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
 
 
 def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
-    """`losses.attention_transfer` between a layer of the student and one of the teacher. Published weight: 1000, summed over stages.
+    """`losses.attention_transfer` between a layer of the student and one of the teacher.
+
+    Published weight: 1000, summed over the stages.
 
     Args:
       student: path of the student's layer.

@@ -43,7 +43,9 @@ def hard_labels(*, label_smoothing: Weight = 0.0) -> Objective:
 
 
 def soft_targets(*, temperature: Weight = 4.0) -> Objective:
-    """`losses.soft_targets` of the logits. Hinton's recipe is `0.1 * hard_labels() + 0.9 * soft_targets()`.
+    """Softened divergence from the teacher: `losses.soft_targets` of the logits.
+
+    Hinton's recipe is `0.1 * hard_labels() + 0.9 * soft_targets()`.
 
     Args:
       temperature: a number or a schedule.
@@ -52,12 +54,12 @@ def soft_targets(*, temperature: Weight = 4.0) -> Objective:
 
 
 def logit_mse() -> Objective:
-    """`losses.logit_mse` of the logits."""
+    """The mean squared difference of the logits, `losses.logit_mse`."""
     return _on_logits(losses.logit_mse)
 
 
 def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight = 4.0) -> Objective:
-    """`losses.decoupled_kd` of the logits, over the examples that have a label (labels that are not negative).
+    """Decoupled distillation, `losses.decoupled_kd`, over the examples that have a label (labels that are not negative).
 
     Args:
       alpha: weight of the labelled class against the rest; a number or a schedule.

@@ -12,8 +12,8 @@ from kdjax.metrics import Mean, divide, mean
 from kdjax.networks import Outputs
 
 Batch = dict[str, Any]
-"""`{'inputs': ..., 'labels': ..., 'mask': ...}`. Labels are integers, negative for an example without a label; `mask` is true for the
-examples that count. Both are optional."""
+"""`{'inputs': ..., 'labels': ..., 'mask': ...}`. Labels are integers, negative for an example without a label; `mask` is
+true for the examples that count. Both are optional."""
 
 Schedule = Callable[[Any], Any]
 """A function of the step, such as optax's schedules."""
@@ -50,8 +50,8 @@ class Term(NamedTuple):
 class Objective:
     """A weighted sum of terms, closed under `weight * objective`, `objective + objective` and `combine`.
 
-    It is a pair of pure functions: `init` makes the parameters (connectors, say) and the state (a memory bank, say) that the terms need,
-    `apply` computes the loss. Weights and hyperparameters may be schedules; they are evaluated inside jit.
+    It is a pair of pure functions: `init` makes the parameters (connectors, say) and the state (a memory bank, say) that the
+    terms need, `apply` computes the loss. Weights and hyperparameters may be schedules; they are evaluated inside jit.
 
     >>> from kdjax import objectives
     >>> objective = 0.1 * objectives.hard_labels() + 0.9 * objectives.soft_targets(temperature=4.0)
@@ -102,8 +102,8 @@ class Objective:
           step: the training step, for schedules.
 
         Returns:
-          `(loss, metrics, state)`. The metrics hold `'loss'` and, for every term, `'name'` and `'name/weighted'`; a scheduled weight
-          as `'name/weight'`, a scheduled hyperparameter as `'name/hyperparameter'`.
+          `(loss, metrics, state)`. The metrics hold `'loss'` and, for every term, `'name'` and `'name/weighted'`; a
+          scheduled weight as `'name/weight'`, a scheduled hyperparameter as `'name/hyperparameter'`.
         """
         loss = jnp.float32(0.0)
         metrics: dict[str, Mean] = {}
@@ -179,7 +179,8 @@ def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperp
       function: `function(student, teacher, batch, **hyperparameters)` of the networks' `Outputs`; returns one value per example
         [batch, ...], of which `batch['mask']` picks those that count, or a scalar, or a `Mean`. No gradient flows into the
         teacher's outputs.
-      **hyperparameters: handed to the function; one that is callable is a schedule, and the function gets its value at the step.
+      **hyperparameters: handed to the function; one that is callable is a schedule, and the function gets its value at the
+        step.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax.networks import Outputs
@@ -208,7 +209,7 @@ def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperp
 
 
 def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) -> Mean:
-    """The mean of values [batch, ...] over the examples in `batch['mask']` [batch] and over `where`; a scalar is taken as it is."""
+    """The mean of values [batch, ...] over the examples in `batch['mask']` and over `where`; a scalar is taken as it is."""
     if values.ndim == 0:
         return mean(values)
     kept = jnp.ones(values.shape, jnp.bool_) if where is None else where

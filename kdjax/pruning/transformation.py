@@ -38,10 +38,10 @@ def prune(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that a growing share of the weights becomes, and stays, exactly zero.
 
-    Each update lets `inner` take its step, renews the masks where the schedule asks for more sparsity, by the scores of the weights
-    as that step leaves them, and replaces the update of every pruned weight w by -w. It must be outermost in a chain. Masking
-    gradients alone would not do: momentum gathered before a weight is pruned would move it off zero again. A pruned weight
-    does not come back.
+    Each update lets `inner` take its step, renews the masks where the schedule asks for more sparsity, by the scores of the
+    weights as that step leaves them, and replaces the update of every pruned weight w by -w. It must be outermost in a
+    chain. Masking gradients alone would not do: momentum gathered before a weight is pruned would move it off zero again. A
+    pruned weight does not come back.
 
     Args:
       inner: the optimizer.

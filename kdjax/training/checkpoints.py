@@ -29,7 +29,9 @@ def checkpoint_manager(directory: str | pathlib.Path, *, monitor: str | None = N
         preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
         best_fn=None if monitor is None else lambda metrics: metrics[monitor],
     )
-    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), options=options)
+    # With the handler named, a folder's checkpoints describe themselves before the first save.
+    handler = ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(pathlib.Path(directory).absolute(), item_handlers=handler, options=options)
 
 
 def save(manager: ocp.CheckpointManager, epoch: int, state: TrainState, metrics: dict[str, float] | None = None) -> None:
@@ -45,17 +47,35 @@ def restore_newest(manager: ocp.CheckpointManager, like: TrainState) -> tuple[in
       like: a state of the run that resumes: its shapes, dtypes and shardings are those of the result.
 
     Returns:
-      The epoch and the state after it. A checkpoint that cannot be read is passed over with a warning.
+      The epoch and the state after it. A newer checkpoint that cannot be read is removed, with a warning.
 
     Raises:
-      ValueError: the checkpoints are of another model, objective or optimizer.
+      ValueError: the checkpoints are of another model, objective or optimizer, or none of them can be read.
     """
+    unreadable = []
     for epoch in sorted(manager.all_steps(), reverse=True):
-        check_same_structure(manager, epoch, like)
         try:
-            return epoch, restore(manager, epoch, like)
+            stored = manager.item_metadata(epoch).tree
         except Exception as error:  # whatever the storage layers raise for a damaged file
-            warnings.warn(f'checkpoint {epoch} in {manager.directory} cannot be read, passing over it: {error}', stacklevel=2)
+            unreadable.append((epoch, error))
+            continue
+        _check_same_structure(manager, epoch, stored, like)
+        try:
+            state = restore(manager, epoch, like)
+        except Exception as error:
+            unreadable.append((epoch, error))
+            continue
+        for damaged, error in unreadable:
+            reason = str(error).splitlines()[0][:200]
+            warnings.warn(
+                f'checkpoint {damaged} in {manager.directory} cannot be read; training resumes from {epoch}: {reason}',
+                stacklevel=2,
+            )
+            # Orbax saves no epoch that is there already.
+            manager.delete(damaged)
+        return epoch, state
+    if unreadable:
+        raise ValueError(f'no checkpoint in {manager.directory} can be read: choose another folder, or remove this one')
     return None
 
 
@@ -65,18 +85,9 @@ def restore(manager: ocp.CheckpointManager, epoch: int, like: TrainState) -> Tra
     return manager.restore(epoch, args=ocp.args.StandardRestore(abstract))
 
 
-def check_same_structure(manager: ocp.CheckpointManager, epoch: int, like: TrainState) -> None:
-    """Compares a checkpoint's own description with a state, before anything is read.
-
-    Raises:
-      ValueError: they differ; the message names the first array that does.
-    """
-    metadata = manager.item_metadata(epoch)
-    if metadata is None:
-        return
-    stored = {
-        path: tuple(leaf.shape) for path, leaf in paths.leaves_with_paths(metadata.tree).items() if hasattr(leaf, 'shape')
-    }
+def _check_same_structure(manager: ocp.CheckpointManager, epoch: int, tree: Any, like: TrainState) -> None:
+    """Compares a checkpoint's own description with a state, before anything is read."""
+    stored = {path: tuple(leaf.shape) for path, leaf in paths.leaves_with_paths(tree).items() if hasattr(leaf, 'shape')}
     wanted = {path: _stored_shape(leaf) for path, leaf in paths.leaves_with_paths(like).items()}
     for path in sorted(stored.keys() | wanted.keys()):
         if stored.get(path) != wanted.get(path):

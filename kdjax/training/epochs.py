@@ -15,8 +15,8 @@ from kdjax.training.sharding import check_divisible
 from kdjax.training.step import Distillation, TrainState
 
 Epoch = Callable[[TrainState, Variables, Batch], tuple[TrainState, list[dict[str, Mean]]]]
-"""`epoch(state, teacher_variables, data) -> (state, metrics)`: the metrics of its steps, in order, each leaf with a leading axis
-of the steps that were dispatched together."""
+"""`epoch(state, teacher_variables, data) -> (state, metrics)`: the metrics of its steps, in order, each leaf with a leading
+axis of the steps that were dispatched together."""
 
 Augment = Callable[[jax.Array, Any], Any]
 """`augment(key, input) -> input`, a pure function of a key and one example."""
@@ -44,8 +44,8 @@ def epoch(
         where XLA runs convolutions inside loops several times slower than outside.
 
     Returns:
-      The function; data is a dictionary of arrays, `'inputs'` and perhaps `'labels'`, [examples, ...]. The state must stand at the
-      start of an epoch.
+      The function; data is a dictionary of arrays, `'inputs'` and perhaps `'labels'`, [examples, ...]. The state must stand
+      at the start of an epoch.
 
     Raises:
       ValueError: the batch does not divide over the devices, or, from the function, there are fewer examples than a batch has.

@@ -28,8 +28,8 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
       `(sum, count)`:
       `accuracy`, the share of examples whose label has the largest logit;
       `nll`, the negative log likelihood of the label, in nats;
-      `calibration_error`, Σ_bins |accuracy - confidence| · share, for equally wide bins of the confidence, its sum one entry per bin;
-      `agreement`, the share of examples for which network and teacher prefer the same class.
+      `calibration_error`, Σ_bins |accuracy - confidence| · share, for equally wide bins of the confidence, its sum one
+      entry per bin; `agreement`, the share of examples for which network and teacher prefer the same class.
 
     Raises:
       ValueError: from the function: the data set is empty or has no labels.

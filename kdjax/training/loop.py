@@ -141,7 +141,7 @@ def _read(number: int, metrics: list[dict[str, Mean]], directory: Any) -> dict[s
 
 
 class _MetricsLog:
-    """A file of JSON lines that several runs share; opening it for a run drops the run's lines after the epoch it resumes from."""
+    """A file of JSON lines that several runs share; a run that resumes drops its own lines after the epoch it resumes from."""
 
     def __init__(self, path: str | pathlib.Path | None, name: str, resume_from: int) -> None:
         self.path = None if path is None or jax.process_index() != 0 else pathlib.Path(path)

@@ -4,9 +4,9 @@
     state, teacher_variables = replicate(mesh, (state, teacher_variables))
     state, metrics = distillation.step(state, teacher_variables, shard_batch(mesh, batch))
 
-This replaces `jax.pmap`. There, every array had a leading axis of devices, the function saw one device's share, and means over the
-batch had to be written as `psum`. Here arrays keep their shapes, the function sees the whole batch, and `jit` splits the
-work: batch statistics and losses that relate examples to each other come out as on one device.
+This replaces `jax.pmap`. There, every array had a leading axis of devices, the function saw one device's share, and means
+over the batch had to be written as `psum`. Here arrays keep their shapes, the function sees the whole batch, and `jit`
+splits the work: batch statistics and losses that relate examples to each other come out as on one device.
 """
 
 from collections.abc import Sequence

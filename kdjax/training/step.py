@@ -47,7 +47,7 @@ class Distillation(NamedTuple):
     """A training problem as two functions.
 
     Attributes:
-      init: `init(key, batch, *, student_variables=None) -> TrainState`.
+      init: `init(key, batch, *, student_variables=None) -> TrainState`; a student that starts from given variables gets a copy.
       step: `step(state, teacher_variables, batch) -> (state, metrics)`, jitted; the state is donated, the teacher never is.
     """
 
@@ -65,9 +65,9 @@ def distillation(
 ) -> Distillation:
     """Makes the functions that train a student to meet an objective.
 
-    One step runs the teacher (`train=False`, no gradient), the student forward and backward, and the optimizers. Sharding follows the
-    arguments: with a batch sharded over devices and the rest replicated it is data parallel, and losses and batch
-    statistics still see the whole batch.
+    One step runs the teacher (`train=False`, no gradient), the student forward and backward, and the optimizers. Sharding
+    follows the arguments: with a batch sharded over devices and the rest replicated it is data parallel, and losses and
+    batch statistics still see the whole batch.
 
     Args:
       student: the network that learns.
@@ -103,6 +103,9 @@ def distillation(
         student_key, objective_key, run_key = jax.random.split(key, 3)
         if student_variables is None:
             student_variables = student.init(student_key, batch['inputs'])
+        else:
+            # The step donates its state, and the caller's variables must outlive that.
+            student_variables = jax.tree.map(jnp.copy, student_variables)
         params = student_variables['params']
         shapes = jax.eval_shape(lambda x: x, batch)
         student_shapes = jax.eval_shape(

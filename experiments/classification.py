@@ -1,0 +1,173 @@
+"""Distil one image classifier into another: any data set, teacher, student and recipe.
+
+    python -m experiments.classification --dataset fashion_mnist
+    python -m experiments.classification --dataset cifar100 --teacher resnet32x4 --student resnet8x4 --recipe decoupled_kd \
+        --epochs 240 --augment crop_flip --batch-size 64 --learning-rate 0.05
+
+SGD with momentum 0.9 and weight decay 5e-4; the learning rate falls to a tenth after 5/8, 6/8 and 7/8 of the epochs, as in
+the published tables of 240 epochs. The teacher is trained once and found again in `--teachers`. The best epoch is the best
+on the validation split; both it and the last are measured on the test split.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import optax
+import tyro
+
+from experiments import reporting, runs
+from experiments.architectures import ARCHITECTURES
+from experiments.recipes import RECIPES, Pair
+from kdjax import data, export, metrics, networks, objectives, training
+
+AUGMENTATIONS = {
+    'none': None,
+    'crop': data.augment.random_crop(padding=4),
+    'crop_flip': data.augment.chain(data.augment.random_crop(padding=4), data.augment.random_flip()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    dataset: str = 'digits'
+    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    teacher: Literal[tuple(ARCHITECTURES)] = 'cnn_32_64'
+    """The network that teaches."""
+    student: Literal[tuple(ARCHITECTURES)] = 'cnn_8_16'
+    """The network that learns."""
+    recipe: Literal[tuple(RECIPES)] = 'soft_targets'
+    """What it learns; see experiments/recipes.py."""
+    seeds: int = 3
+    """Number of students, all of one teacher."""
+    epochs: int = 10
+    """Epochs of the teacher and of every student."""
+    batch_size: int = 128
+    """Examples a step."""
+    learning_rate: float = 0.05
+    """Before it falls."""
+    augment: Literal[tuple(AUGMENTATIONS)] = 'none'
+    """How training images are varied: crop_flip for photographs."""
+    teachers: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/teachers'
+    """Folder in which trained teachers are kept and looked for."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/classification'
+    """Folder for the report, the logs, the checkpoints and the students. The same command resumes there."""
+
+
+def main(config: Config) -> None:
+    """Trains, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    dataset = data.load(config.dataset, data_dir=config.data_dir)
+    steps = training.steps_per_epoch(dataset.train, config.batch_size)
+    pixels = dataset.train['inputs'].astype(np.float32) / 255
+    normalize = data.normalize(tuple(pixels.mean((0, 1, 2))), tuple(pixels.std((0, 1, 2)) + 1e-6))
+
+    def network(name: str) -> networks.Network:
+        module, stages = ARCHITECTURES[name].make(dataset.classes), ARCHITECTURES[name].stages
+        return networks.preprocess(networks.from_linen(module, features=stages), normalize)
+
+    def optimizer() -> optax.GradientTransformation:
+        drops = {int(config.epochs * steps * share): 0.1 for share in (5 / 8, 6 / 8, 7 / 8)}
+        rate = optax.piecewise_constant_schedule(config.learning_rate, drops)
+        return optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+    def stage(problem: training.Distillation) -> runs.Stage:
+        augment = AUGMENTATIONS[config.augment]
+        return runs.stage(problem, epochs=config.epochs, batch_size=config.batch_size, augment=augment)
+
+    teacher, student = network(config.teacher), network(config.student)
+    pair = Pair(ARCHITECTURES[config.student].stages, ARCHITECTURES[config.teacher].stages, steps)
+    labels = objectives.hard_labels()
+    teaching = stage(training.supervised(teacher, labels, optimizer()))
+    alone = stage(training.supervised(student, labels, optimizer()))
+    distilling = stage(training.distillation(student, teacher, RECIPES[config.recipe](pair), optimizer()))
+    output = runs.open_output(config)
+    if output is None:
+        return
+
+    def run(stage: runs.Stage, network: networks.Network, folder: pathlib.Path, name: str, seed: int, **more: Any) -> Any:
+        evaluate = training.evaluator(network)
+        return runs.train(
+            stage,
+            dataset.train,
+            seed=seed,
+            output=folder,
+            name=name,
+            validate=lambda variables: evaluate(variables, dataset.validation),
+            every=1,
+            **more,
+        )
+
+    settings = f'{config.epochs}-{config.batch_size}-{config.learning_rate}-{config.augment}'
+    folder = pathlib.Path(config.teachers) / f'{dataset.name.replace(":", "-")}-{config.teacher}-{settings}'
+    folder.mkdir(parents=True, exist_ok=True)
+    taught_by = run(teaching, teacher, folder, 'teacher', seed=1000)
+    if taught_by.resumed_from == config.epochs:
+        print(f'The teacher was found in {folder}')
+    fitted: dict[str, list[training.Fitted]] = {'teacher': [taught_by]}
+    teacher_variables = taught_by.best_variables
+    for seed in range(config.seeds):
+        fitted.setdefault('student alone', []).append(run(alone, student, output, f'seed{seed}/alone', seed))
+        fitted.setdefault('distilled', []).append(
+            run(distilling, student, output, f'seed{seed}/distilled', seed, teacher_variables=teacher_variables)
+        )
+    rows = [
+        measure(name, teacher if name == 'teacher' else student, each, teacher, teacher_variables, dataset.test, output)
+        for name, each in fitted.items()
+    ]
+    reporting.write_report(
+        output,
+        title=f'{config.teacher} to {config.student} on {dataset.name}: {config.recipe}',
+        dataset=dataset.name,
+        seeds=config.seeds,
+        started=started,
+        rows=rows,
+        example=dataset.test['inputs'][:1],
+        notes=conclusion(rows),
+    )
+
+
+def measure(
+    name: str,
+    network: networks.Network,
+    fitted: list[training.Fitted],
+    teacher: networks.Network,
+    teacher_variables: Any,
+    test: objectives.Batch,
+    output: pathlib.Path,
+) -> reporting.Row:
+    """Measures the last and the best epoch of every seed on the test split, and saves the file to ship."""
+    evaluate = training.evaluator(network, teacher=teacher)
+    last = [metrics.compute(evaluate(each.state.variables, test, teacher_variables)) for each in fitted]
+    best = [metrics.compute(evaluate(each.best_variables, test, teacher_variables)) for each in fitted]
+    sizes = []
+    for seed, each in enumerate(fitted):
+        file = output / 'networks' / f'seed{seed}' / runs.file_name(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        sizes.append(export.save_weights(file, each.state.variables))
+    extra = reporting.mean_and_deviation('best_accuracy', [each['accuracy'] for each in best])
+    for key in ('nll', 'calibration_error', 'agreement'):
+        extra |= reporting.mean_and_deviation(key, [each[key] for each in last])
+    return reporting.Row(name, [each['accuracy'] for each in last], max(sizes), network, fitted[0].state.variables, extra)
+
+
+def conclusion(rows: list[reporting.Row]) -> str:
+    """What the table shows, with the standard error of the difference."""
+    _, alone, distilled = rows
+    gain, error = reporting.difference(distilled, alone)
+    return (
+        f'Distilling changes the accuracy of the student by {100 * gain:+.2f} points (standard error {100 * error:.2f}), last '
+        'epoch against last epoch. Best accuracy: of the epoch that is best on the validation split. Agreement: share of test '
+        'examples on which network and teacher prefer the same class. Negative log likelihood (nll) in nats.'
+    )
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)

@@ -1,0 +1,181 @@
+"""The report of an experiment: one table, as `report.json`, `report.md` and `figure.png`, and on the terminal."""
+
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+import kdjax
+from kdjax.networks import Network
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+      name: what was trained.
+      accuracies: test accuracy of every seed.
+      size: of the file that would be shipped, in bytes.
+      network: the network.
+      variables: those of the first seed, as loaded from that file.
+      extra: further columns, by name.
+    """
+
+    name: str
+    accuracies: Sequence[float]
+    size: int
+    network: Network
+    variables: dict[str, Any]
+    extra: dict[str, float] = {}  # noqa: RUF012 (never changed)
+
+
+def write_report(
+    output: pathlib.Path,
+    *,
+    title: str,
+    dataset: str,
+    seeds: int,
+    started: float,
+    rows: Sequence[Row],
+    example: Any,
+    notes: str,
+) -> None:
+    """Writes the report's files and prints the table; `report.json` comes last, and says that the run is finished.
+
+    Args:
+      output: the folder.
+      title: of report and figure.
+      dataset: its name.
+      seeds: how many there were.
+      started: `time.time()` at the start of this command.
+      rows: of the table.
+      example: a batch of one input, for the latency.
+      notes: a paragraph below the table.
+    """
+    results = [
+        summarize(row) | {'latency_ms': latency} | row.extra
+        for row, latency in zip(rows, latencies_ms(rows, example), strict=True)
+    ]
+    seconds = time.time() - started
+    text = (
+        f'# {title}\n\nTest accuracy on {dataset}, mean ± standard deviation over {seeds} seeds. '
+        f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
+        f'{table(results)}\n\n{notes}\n\n{seconds:.0f} s on {machine()}.\n'
+    )
+    (output / 'report.md').write_text(text)
+    draw(output / 'figure.png', results, title)
+    report = {'dataset': dataset, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
+    partial = output / 'report.json.partial'
+    partial.write_text(json.dumps(report, indent=2) + '\n')
+    partial.replace(output / 'report.json')
+    print(text)
+    print(f'The report is {output / "report.md"}, the figure {output / "figure.png"}')
+
+
+def summarize(row: Row) -> dict[str, Any]:
+    """A row as `report.json` holds it, but for the latency."""
+    leaves = jax.device_get(jax.tree.leaves(row.variables['params']))
+    return {
+        'name': row.name,
+        **mean_and_deviation('accuracy', row.accuracies),
+        'parameters': sum(leaf.size for leaf in leaves),
+        'nonzero': sum(int(np.count_nonzero(leaf)) for leaf in leaves),
+        'bytes': row.size,
+    }
+
+
+def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation over seeds, the latter with n - 1; 0 for a single seed."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {f'{name}_mean': float(np.mean(values)), f'{name}_std': deviation}
+
+
+def difference(one: Row, other: Row) -> tuple[float, float]:
+    """The difference of two mean accuracies, and its standard error."""
+    variances = [
+        np.var(row.accuracies, ddof=1) / len(row.accuracies) if len(row.accuracies) > 1 else 0.0 for row in (one, other)
+    ]
+    return float(np.mean(one.accuracies) - np.mean(other.accuracies)), float(np.sqrt(sum(variances)))
+
+
+def latencies_ms(rows: Sequence[Row], example: Any, *, rounds: int = 100) -> list[float]:
+    """Median time of each row's jitted forward pass, in milliseconds; taken in turns, as the machine's speed drifts."""
+
+    def prepare(row: Row) -> Any:
+        forward = jax.jit(lambda variables, inputs: row.network.apply(variables, inputs)[0].logits)
+        arguments = jax.device_put((row.variables, jnp.asarray(example)), jax.devices()[0])
+        return forward, arguments
+
+    prepared = [prepare(row) for row in rows]
+    times: list[list[float]] = [[] for _ in rows]
+    for _ in range(rounds):
+        for (forward, arguments), taken in zip(prepared, times, strict=True):
+            forward(*arguments).block_until_ready()  # the first call of a round finds cold caches
+            start = time.perf_counter()
+            forward(*arguments).block_until_ready()
+            taken.append(time.perf_counter() - start)
+    return [1000 * float(np.median(taken)) for taken in times]
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    return (
+        f'{len(jax.devices())} x {jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores), '
+        f'Python {platform.python_version()}, jax {jax.__version__}, kdjax {kdjax.__version__}'
+    )
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; further columns stand at the end, as `mean ± deviation`."""
+    further = [key.removesuffix('_mean') for key in results[0] if key.endswith('_mean') and key != 'accuracy_mean']
+    heads = [
+        'network',
+        'test accuracy (%)',
+        'parameters',
+        'nonzero',
+        'bytes',
+        'latency (ms)',
+        *(k.replace('_', ' ') for k in further),
+    ]
+    lines = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
+    for row in results:
+        cells = [
+            row['name'],
+            f'{100 * row["accuracy_mean"]:.1f} ± {100 * row["accuracy_std"]:.1f}',
+            *(f'{row[key]:,}' for key in ('parameters', 'nonzero', 'bytes')),
+            f'{row["latency_ms"]:.3f}',
+            *(f'{row[f"{key}_mean"]:.3f} ± {row[f"{key}_std"]:.3f}' for key in further),
+        ]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
+    """Draws accuracy against shipped bytes, with error bars."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for row, marker in zip(results, 'osD^vP*X' * len(results), strict=False):
+        axes.errorbar(
+            row['bytes'],
+            100 * row['accuracy_mean'],
+            yerr=100 * row['accuracy_std'],
+            fmt=marker,
+            capsize=3,
+            markersize=8,
+            label=row['name'],
+        )
+    axes.set(xscale='log', xlabel='shipped bytes', ylabel='test accuracy (%)', title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,120 @@
+"""What every experiment needs around its main: a command line, an output folder that resumes, and training."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from kdjax import training
+from kdjax.objectives import Batch
+
+
+def command_line(config: type, main: Callable[[Any], None]) -> None:
+    """Reads the flags into the config and runs main; what the user got wrong ends as one line on stderr."""
+    arguments = tyro.cli(config, description=sys.modules[config.__module__].__doc__)
+    try:
+        main(arguments)
+    except (ValueError, training.NonFiniteLossError, OSError) as error:
+        sys.exit(f'error: {error}')
+
+
+def check_at_least_one(**values: int) -> None:
+    """Raises for the first flag that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+
+
+def open_output(config: Any) -> pathlib.Path | None:
+    """Makes the output folder with `config.json`, or finds the run that it holds.
+
+    Returns:
+      The folder; None if the run in it is finished, which is then said.
+
+    Raises:
+      ValueError: the folder holds a run with another config, or other files.
+    """
+    output = pathlib.Path(config.output)
+    wanted = {key: value for key, value in dataclasses.asdict(config).items() if key != 'output'}
+    wanted = json.loads(json.dumps(wanted, default=str))
+    file = output / 'config.json'
+    if file.exists():
+        found = json.loads(file.read_text())
+        if found != wanted:
+            key = next(key for key in {**found, **wanted} if found.get(key) != wanted.get(key))
+            raise ValueError(
+                f'{output} holds a run with {key} {found.get(key)!r}, not {wanted.get(key)!r}: '
+                'choose another --output, or remove that folder'
+            )
+        if (output / 'report.json').exists():
+            print((output / 'report.md').read_text())
+            print(f'This run is finished already; its report is {output / "report.md"}')
+            return None
+        print(f'Resuming the run in {output}')
+        return output
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f'{output} is not empty and holds no run: choose another --output')
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(wanted, indent=2) + '\n')
+    return output
+
+
+class Stage(NamedTuple):
+    """One kind of training run, compiled once for all seeds."""
+
+    problem: training.Distillation
+    epoch: training.Epoch
+    epochs: int
+    batch_size: int
+
+
+def stage(problem: training.Distillation, *, epochs: int, batch_size: int, augment: Any = None) -> Stage:
+    """Makes a stage that trains on all devices."""
+    return Stage(
+        problem,
+        training.epoch(problem, batch_size=batch_size, augment=augment, mesh=training.data_parallel()),
+        epochs,
+        batch_size,
+    )
+
+
+def train(
+    stage: Stage,
+    data: Batch,
+    *,
+    seed: int,
+    output: pathlib.Path,
+    name: str,
+    teacher_variables: Any = None,
+    student_variables: Any = None,
+    validate: Callable[..., Any] | None = None,
+    every: int = 10,
+) -> training.Fitted:
+    """Runs a stage for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
+    training.steps_per_epoch(data, stage.batch_size)  # complains before anything is written
+    mesh = training.data_parallel()
+    example = {key: value[: stage.batch_size] for key, value in data.items()}
+    state = stage.problem.init(jax.random.key(seed), example, student_variables=student_variables)
+    state, teacher_variables, data = training.replicate(mesh, (state, teacher_variables or {}, data))
+    return training.fit(
+        stage.epoch,
+        state,
+        teacher_variables,
+        data,
+        epochs=stage.epochs,
+        validate=validate,
+        every=every,
+        directory=output / 'checkpoints' / name,
+        log=output / 'metrics.jsonl',
+        name=name,
+    )
+
+
+def file_name(name: str) -> str:
+    """A row's name as the name of a file."""
+    return '-'.join(''.join(c if c.isalnum() else ' ' for c in name).split()) + '.safetensors'

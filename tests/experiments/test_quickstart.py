@@ -1,0 +1,157 @@
+"""The main job, shrunk to seconds: its files, resuming, and what it refuses."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from experiments import classification, quickstart, runs
+from kdjax import export
+
+NAMES = [
+    'teacher',
+    'student alone (few labels)',
+    'student alone (all labels)',
+    'distilled',
+    'distilled + pruned',
+    'distilled + pruned + int8',
+]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp('runs') / 'with a space' / 'quickstart'
+    config = quickstart.Config(seeds=2, epochs=1, output=str(output))
+    quickstart.main(config)
+    return config, output
+
+
+def files(folder):
+    return sorted((path, path.stat().st_mtime_ns) for path in folder.rglob('*') if path.is_file())
+
+
+def test_writes_what_it_promises(finished):
+    _, output = finished
+    report = json.loads((output / 'report.json').read_text())
+    assert report['dataset'] == 'digits'
+    assert report['seeds'] == 2
+    assert report['wall_clock_s'] > 0
+    assert [row['name'] for row in report['rows']] == NAMES
+    for row in report['rows']:
+        numbers = ('accuracy_mean', 'accuracy_std', 'parameters', 'nonzero', 'bytes', 'latency_ms')
+        assert all(math.isfinite(row[key]) for key in numbers)
+        assert 0 <= row['accuracy_mean'] <= 1
+    assert {'config.json', 'metrics.jsonl', 'report.json', 'report.md', 'figure.png', 'checkpoints', 'networks'} == {
+        path.name for path in output.iterdir()
+    }
+    assert all(name in (output / 'report.md').read_text() for name in NAMES)
+
+
+def test_bytes_are_those_of_the_files_and_fall(finished):
+    _, output = finished
+    rows = {row['name']: row for row in json.loads((output / 'report.json').read_text())['rows']}
+    for name, row in rows.items():
+        sizes = [(output / 'networks' / f'seed{seed}' / runs.file_name(name)).stat().st_size for seed in range(2)]
+        assert row['bytes'] == max(sizes)
+    dense, pruned, small = (rows[name]['bytes'] for name in NAMES[3:])
+    assert dense > 2 * pruned > 2 * small
+    kernels = [80 - 8, 1168 - 16, 2080 - 32, 330 - 10]
+    biases = rows['distilled']['parameters'] - sum(kernels)
+    assert rows['distilled + pruned']['nonzero'] <= sum(kernels) - round(quickstart.SPARSITY * sum(kernels)) + biases
+    shipped = export.load_weights(output / 'networks' / 'seed0' / 'distilled-pruned-int8.safetensors')
+    assert shipped['params']['hidden0']['kernel'].values.dtype == 'int8'
+
+
+def test_a_finished_run_says_so_and_is_left_alone(finished, capsys):
+    config, output = finished
+    before = files(output)
+    quickstart.main(config)
+    assert 'finished already' in capsys.readouterr().out
+    assert files(output) == before
+
+
+def test_an_interrupted_run_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
+    _, output = finished
+    interrupted = quickstart.Config(seeds=2, epochs=1, output=str(tmp_path / 'run'))
+    train, count = runs.train, iter(range(100))
+
+    def stops_at_the_sixth(*arguments, **more):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return train(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, 'train', stops_at_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            quickstart.main(interrupted)
+    assert not (tmp_path / 'run' / 'report.json').exists()
+    quickstart.main(interrupted)
+    assert 'Resuming the run' in capsys.readouterr().out
+    one, other = (json.loads((folder / 'report.json').read_text())['rows'] for folder in (output, tmp_path / 'run'))
+    for left, right in zip(one, other, strict=True):
+        assert {k: v for k, v in left.items() if k != 'latency_ms'} == {k: v for k, v in right.items() if k != 'latency_ms'}
+
+
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        ({'epochs': 0}, '--epochs must be at least 1, got 0'),
+        ({'seeds': 0}, '--seeds must be at least 1, got 0'),
+        ({'dataset': 'digit'}, "no data set 'digit'.*did you mean digits"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        quickstart.main(quickstart.Config(output=str(tmp_path / 'run'), **changes))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_other_settings_need_another_folder(finished):
+    config, output = finished
+    before = files(output)
+    with pytest.raises(ValueError, match='holds a run with epochs 1, not 2: choose another --output'):
+        quickstart.main(quickstart.Config(seeds=2, epochs=2, output=config.output))
+    assert files(output) == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path):
+    (tmp_path / 'precious.txt').write_text('mine')
+    with pytest.raises(ValueError, match='is not empty and holds no run'):
+        quickstart.main(quickstart.Config(output=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ['precious.txt']
+
+
+def test_command_line_explains_and_refuses_in_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, 'argv', ['quickstart', '--help'])
+    with pytest.raises(SystemExit) as ended:
+        runs.command_line(quickstart.Config, quickstart.main)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in ('--dataset', '--data-dir', '--seeds', '--epochs', '--output'))
+    monkeypatch.setattr(sys, 'argv', ['quickstart', '--epochs', '0', '--output', str(tmp_path / 'run')])
+    with pytest.raises(SystemExit) as ended:
+        runs.command_line(quickstart.Config, quickstart.main)
+    assert ended.value.code == 'error: --epochs must be at least 1, got 0'
+
+
+@pytest.mark.parametrize('recipe', sorted(classification.RECIPES))
+def test_every_recipe_trains_a_pair(tmp_path, tmp_path_factory, recipe):
+    # One teacher for all recipes, as the command line would have it.
+    teachers = tmp_path_factory.getbasetemp() / 'teachers'
+    config = classification.Config(
+        recipe=recipe,
+        teacher='cnn_8_16',
+        student='cnn_8_16',
+        seeds=1,
+        epochs=1,
+        batch_size=256,
+        augment='crop_flip',
+        teachers=str(teachers),
+        output=str(tmp_path / 'run'),
+    )
+    classification.main(config)
+    report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+    assert [row['name'] for row in report['rows']] == ['teacher', 'student alone', 'distilled']
+    assert all({'best_accuracy_mean', 'best_accuracy_std', 'agreement_mean'} <= row.keys() for row in report['rows'])
+    assert len(list(teachers.iterdir())) == 1

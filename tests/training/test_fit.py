@@ -1,0 +1,228 @@
+"""Epochs and the loop around them: order, augmentation, resuming, and what goes wrong."""
+
+import json
+import warnings
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_problem import make
+
+from kdjax import data, metrics, networks, objectives, training
+
+
+@pytest.fixture(scope='module')
+def problem():
+    return make()
+
+
+@pytest.fixture(scope='module')
+def one_epoch(problem):
+    return training.epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
+
+
+def fit(problem, one_epoch, epochs, **more):
+    return training.fit(
+        one_epoch, problem.start(), problem.teacher_variables, problem.data, epochs=epochs, progress=False, **more
+    )
+
+
+def host(state):
+    return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def validate_with(problem):
+    evaluate = training.evaluator(problem.student)
+    return lambda variables: evaluate(variables, problem.data)
+
+
+def recording_distillation():
+    """A problem whose 'training' adds up the examples that it sees, in the student's state."""
+    network = networks.from_linen(nn.Dense(2))
+    seen = objectives.from_function('seen', lambda student, teacher, batch: batch['inputs'][:, 0])
+    return training.supervised(network, seen, optax.sgd(0.0))
+
+
+@pytest.mark.parametrize('steps_per_dispatch', [1, 2, 3, None])
+def test_every_example_is_seen_once_an_epoch(steps_per_dispatch):
+    problem = recording_distillation()
+    examples = {'inputs': 2.0 ** np.arange(12, dtype=np.float32)[:, None]}
+    run = training.epoch(problem, batch_size=4, steps_per_dispatch=steps_per_dispatch)
+    state = problem.init(jax.random.key(0), examples)
+    orders = []
+    for _ in range(2):
+        state, measured = run(state, {}, examples)
+        totals = np.concatenate([np.asarray(chunk['seen'].total) for chunk in measured])
+        assert len(totals) == 3
+        assert totals.sum() == 2**12 - 1, 'each power of two exactly once'
+        orders.append(tuple(totals))
+    assert orders[0] != orders[1], 'a new order each epoch'
+
+
+def test_steps_per_dispatch_changes_nothing(problem):
+    ends = []
+    for steps_per_dispatch in (1, 2, 4):
+        run = training.epoch(problem.distillation, batch_size=16, steps_per_dispatch=steps_per_dispatch)
+        state, _ = run(problem.start(), problem.teacher_variables, problem.data)
+        ends.append(host(state).params)
+    chex.assert_trees_all_close(*ends, rtol=1e-4, atol=1e-4)
+
+
+def test_augmentation_depends_on_key_epoch_and_index_alone():
+    """The same example looks the same in an epoch whatever the batch size, and differs between epochs."""
+    network = networks.from_linen(nn.Dense(2))
+    seen = objectives.from_function('seen', lambda student, teacher, batch: batch['inputs'][:, 0])
+    problem = training.supervised(network, seen, optax.sgd(0.0))
+    examples = {'inputs': np.zeros((8, 1), np.float32)}
+    totals = []
+    for batch_size in (1, 2, 8):
+        run = training.epoch(problem, batch_size=batch_size, augment=lambda key, x: x + jax.random.uniform(key, x.shape))
+        state, sums = problem.init(jax.random.key(0), examples), []
+        for _ in range(2):
+            state, measured = run(state, {}, examples)
+            sums.append(metrics.add(*measured) if batch_size == 8 else sum(float(m['seen'].total.sum()) for m in measured))
+        totals.append([float(np.sum(s['seen'].total)) if isinstance(s, dict) else s for s in sums])
+    np.testing.assert_allclose(totals[0], totals[1], rtol=1e-6)
+    np.testing.assert_allclose(totals[0], totals[2], rtol=1e-6)
+    assert abs(totals[0][0] - totals[0][1]) > 1e-3
+
+
+def test_epoch_on_eight_devices_equals_one():
+    problem = make(optimizer=optax.sgd(0.05, momentum=0.9))
+    mesh = training.data_parallel()
+    alone, _ = training.epoch(problem.distillation, batch_size=16)(problem.start(), problem.teacher_variables, problem.data)
+    state, teacher_variables, examples = training.replicate(mesh, (problem.start(), problem.teacher_variables, problem.data))
+    run = training.epoch(problem.distillation, batch_size=16, mesh=mesh)
+    together, _ = run(state, teacher_variables, examples)
+    chex.assert_trees_all_close(host(alone).params, host(together).params, rtol=1e-5, atol=1e-5)
+
+
+def test_2n_epochs_equal_n_and_resume_and_n_bit_for_bit(problem, one_epoch, tmp_path):
+    whole = fit(problem, one_epoch, 4, directory=tmp_path / 'whole', validate=validate_with(problem))
+    fit(problem, one_epoch, 2, directory=tmp_path / 'halves', validate=validate_with(problem))
+    resumed = fit(problem, one_epoch, 4, directory=tmp_path / 'halves', validate=validate_with(problem))
+    assert (whole.resumed_from, resumed.resumed_from) == (0, 2)
+    chex.assert_trees_all_equal(host(whole.state), host(resumed.state))
+    assert whole.best_epoch == resumed.best_epoch
+    chex.assert_trees_all_equal(jax.device_get(whole.best_variables), jax.device_get(resumed.best_variables))
+
+
+def test_checkpointing_does_not_disturb_training(problem, one_epoch, tmp_path):
+    plain = fit(problem, one_epoch, 3)
+    saved = fit(problem, one_epoch, 3, directory=tmp_path / 'c', log=tmp_path / 'log.jsonl', validate=validate_with(problem))
+    chex.assert_trees_all_equal(host(plain.state), host(saved.state))
+
+
+def test_a_finished_run_is_returned_as_it_is(problem, one_epoch, tmp_path):
+    first = fit(problem, one_epoch, 2, directory=tmp_path / 'c')
+    again = fit(problem, one_epoch, 2, directory=tmp_path / 'c')
+    assert again.resumed_from == 2
+    chex.assert_trees_all_equal(host(first.state), host(again.state))
+    with pytest.raises(ValueError, match='holds 2 epochs, more than the 1 asked for'):
+        fit(problem, one_epoch, 1, directory=tmp_path / 'c')
+
+
+def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
+    accuracies = iter([0.1, 0.9, 0.3, 0.2, 0.1])
+    kept = {}
+
+    def validate(variables):
+        accuracy = next(accuracies)
+        kept[accuracy] = jax.device_get(variables)
+        return {'accuracy': metrics.Mean(accuracy, 1.0)}
+
+    result = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
+    assert result.best_epoch == 2
+    chex.assert_trees_all_equal(jax.device_get(result.best_variables), kept[0.9])
+    assert sorted(int(path.name) for path in (tmp_path / 'c').iterdir() if path.is_dir()) == [2, 4, 5]
+    found = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
+    assert found.best_epoch == 2
+    chex.assert_trees_all_equal(jax.device_get(found.best_variables), kept[0.9])
+
+
+def test_log_holds_every_epoch_once_even_after_a_crash(problem, one_epoch, tmp_path):
+    log = tmp_path / 'log.jsonl'
+    other = json.dumps({'run': 'other', 'epoch': 9})
+    log.write_text(other + '\n')
+    fit(problem, one_epoch, 2, directory=tmp_path / 'c', log=log, name='a')
+    with log.open('a') as file:  # an epoch after the last checkpoint, and half a line: what a killed run leaves
+        file.write(json.dumps({'run': 'a', 'epoch': 3, 'loss': 1.0}) + '\n{"run": "a", "epo')
+    fit(problem, one_epoch, 4, directory=tmp_path / 'c', log=log, name='a')
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert records[0] == json.loads(other)
+    assert [r['epoch'] for r in records if r['run'] == 'a' and 'loss' in r] == [1, 2, 3, 4]
+    assert records[-2]['step'] == 16
+    assert {'hard', 'soft', 'soft/weighted', 'soft/weight', 'hint', 'similarity'} <= set(records[-2])
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # Orbax's own abandoned coroutines
+def test_half_written_newest_checkpoint_is_passed_over(problem, one_epoch, tmp_path):
+    whole = fit(problem, one_epoch, 3, directory=tmp_path / 'whole')
+    fit(problem, one_epoch, 2, directory=tmp_path / 'c')
+    for file in (tmp_path / 'c' / '2' / 'default').rglob('*'):
+        if file.is_file() and file.parent.name == 'd':
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.warns(UserWarning, match='checkpoint 2 .* cannot be read; training resumes from 1'):
+        resumed = fit(problem, one_epoch, 3, directory=tmp_path / 'c')
+    assert resumed.resumed_from == 1
+    chex.assert_trees_all_equal(host(whole.state), host(resumed.state))
+
+
+def test_checkpoint_of_another_model_is_refused_and_left_alone(problem, one_epoch, tmp_path):
+    fit(problem, one_epoch, 1, directory=tmp_path / 'c')
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / 'c').rglob('*'))
+    wider = networks.from_linen(nn.Dense(3))
+    other = training.supervised(wider, objectives.hard_labels(), optax.sgd(0.1))
+    flat = {'inputs': problem.data['inputs'].reshape(72, -1), 'labels': problem.data['labels']}
+    with pytest.raises(ValueError, match=r'is of another model or recipe: .* choose another folder'):
+        training.fit(
+            training.epoch(other, batch_size=8),
+            other.init(jax.random.key(0), flat),
+            None,
+            flat,
+            epochs=2,
+            directory=tmp_path / 'c',
+        )
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / 'c').rglob('*'))
+
+
+def test_non_finite_loss_names_step_and_term_and_keeps_the_last_good_checkpoint(problem, one_epoch, tmp_path):
+    directory = tmp_path / 'c'
+    fit(problem, one_epoch, 1, directory=directory)
+    spoilt = {**problem.data, 'inputs': np.where(np.arange(72)[:, None, None, None] == 5, np.nan, problem.data['inputs'])}
+    spoilt['inputs'] = spoilt['inputs'].astype(np.float32)
+    with pytest.raises(
+        training.NonFiniteLossError, match=r'not finite at step [4-7], from term hard.*last good checkpoint is in'
+    ):
+        training.fit(
+            one_epoch, problem.start(), problem.teacher_variables, spoilt, epochs=3, directory=directory, progress=False
+        )
+    assert [int(path.name) for path in directory.iterdir() if path.is_dir()] == [1]
+
+
+def test_bad_arguments(problem, one_epoch):
+    with pytest.raises(ValueError, match='epochs and every must be at least 1, got 0 and 1'):
+        fit(problem, one_epoch, 0)
+    with pytest.raises(ValueError, match='batch_size must be at least 1'):
+        training.epoch(problem.distillation, batch_size=0)
+    with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices'):
+        training.epoch(problem.distillation, batch_size=12, mesh=training.data_parallel())
+    with pytest.raises(ValueError, match='the training split has 8 examples, fewer than one batch of 16'):
+        one_epoch(problem.start(), problem.teacher_variables, {name: x[:8] for name, x in problem.data.items()})
+
+
+def test_no_warning_in_an_ordinary_run(problem, one_epoch, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fit(problem, one_epoch, 1, directory=tmp_path / 'c', log=tmp_path / 'log.jsonl', validate=validate_with(problem))
+
+
+def test_jnp_data_and_numpy_data_are_the_same(problem, one_epoch):
+    on_device = {name: jnp.asarray(x) for name, x in problem.data.items()}
+    one, _ = one_epoch(problem.start(), problem.teacher_variables, problem.data)
+    other, _ = one_epoch(problem.start(), problem.teacher_variables, on_device)
+    chex.assert_trees_all_equal(host(one), host(other))
