@@ -22,7 +22,8 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
 
     Returns:
       The network. In every collection of its variables member i stands under `str(i)`; `ensemble_variables` makes them from the
-      members' own. Features are named `'i/path'`.
+      members' own. The features of member i are named `'i/path'`; where all members have a feature of the same size, `'path'`
+      is all of them side by side, along the channels.
 
     Raises:
       ValueError: no members, an unknown average, or, when traced, members whose logits differ in shape.
@@ -48,13 +49,13 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
-        logits, features, states = [], {}, []
+        logits, features, states = [], [], []
         for i, member in enumerate(members):
             own = {name: collection[str(i)] for name, collection in variables.items() if str(i) in collection}
             own_rng = None if rng is None else jax.random.fold_in(rng, i)
             outputs, state = member.apply(own, inputs, train=train, rng=own_rng)
             logits.append(outputs.logits)
-            features |= {f'{i}/{path}': value for path, value in outputs.features.items()}
+            features.append(outputs.features)
             states.append(state)
         if len({x.shape for x in logits}) > 1:
             raise ValueError(f'ensemble: the members must give logits of one shape, got {[x.shape for x in logits]}')
@@ -64,9 +65,18 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
         else:
             log_p = jax.nn.log_softmax(stacked, axis=-1)
             mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(members)))
-        return Outputs(mean, features), ensemble_variables(states)
+        return Outputs(mean, _join_features(features)), ensemble_variables(states)
 
     return Network(init, apply)
+
+
+def _join_features(members: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    joined = {f'{i}/{path}': value for i, features in enumerate(members) for path, value in features.items()}
+    for path in members[0]:
+        values = [features[path] for features in members if path in features]
+        if len(values) == len(members) and values[0].ndim and len({value.shape[:-1] for value in values}) == 1:
+            joined[path] = jnp.concatenate(values, axis=-1)
+    return joined
 
 
 def ensemble_variables(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
