@@ -1,6 +1,6 @@
 """Distil one image classifier into another: any data set, teacher, student and recipe.
 
-    python -m experiments.classification --dataset fashion_mnist
+    python -m experiments.classification --dataset fashion_mnist --labels 1000
     python -m experiments.classification --dataset cifar100 --teacher resnet32x4 --student resnet8x4 --recipe decoupled_kd \
         --epochs 240 --augment crop_flip --batch-size 64 --learning-rate 0.05 --clip-norm inf
 
@@ -46,6 +46,8 @@ class Config:
     """What it learns; see experiments/recipes.py."""
     seeds: int = 3
     """Number of students, all of one teacher."""
+    labels: int | None = None
+    """Number of labels that the students get, as many of each class; all if not given. The teacher always has all."""
     epochs: int = 8
     """Epochs of the teacher and of every student."""
     batch_size: int = 128
@@ -97,10 +99,12 @@ def main(config: Config) -> None:
 
     measures = {network: training.evaluator(network) for network in (teacher, student)}
 
-    def run(stage: runs.Stage, network: networks.Network, folder: pathlib.Path, name: str, seed: int, **more: Any) -> Any:
+    def run(
+        stage: runs.Stage, network: networks.Network, folder: pathlib.Path, name: str, seed: int, split: Any, **more: Any
+    ) -> Any:
         return runs.train(
             stage,
-            dataset.train,
+            split,
             seed=seed,
             output=folder,
             name=name,
@@ -112,15 +116,19 @@ def main(config: Config) -> None:
     settings = f'{config.epochs}-{config.batch_size}-{config.learning_rate}-{config.clip_norm}-{config.augment}'
     folder = pathlib.Path(config.teachers) / f'{dataset.name.replace(":", "-")}-{config.teacher}-{settings}'
     folder.mkdir(parents=True, exist_ok=True)
-    taught_by = run(teaching, teacher, folder, 'teacher', seed=1000)
+    taught_by = run(teaching, teacher, folder, 'teacher', 1000, dataset.train)
     if taught_by.resumed_from == config.epochs:
         print(f'The teacher was found in {folder}')
     fitted: dict[str, list[training.Fitted]] = {'teacher': [taught_by]}
     teacher_variables = taught_by.best_variables
     for seed in range(config.seeds):
-        fitted.setdefault('student alone', []).append(run(alone, student, output, f'seed{seed}/alone', seed))
+        labelled, partly = dataset.train, dataset.train
+        if config.labels is not None:
+            partly = data.hide_labels(dataset.train, keep=config.labels, seed=seed)
+            labelled = data.repeat_labelled(partly)
+        fitted.setdefault('student alone', []).append(run(alone, student, output, f'seed{seed}/alone', seed, labelled))
         fitted.setdefault('distilled', []).append(
-            run(distilling, student, output, f'seed{seed}/distilled', seed, teacher_variables=teacher_variables)
+            run(distilling, student, output, f'seed{seed}/distilled', seed, partly, teacher_variables=teacher_variables)
         )
     rows = [
         measure(name, teacher if name == 'teacher' else student, each, teacher, teacher_variables, dataset.test, output)

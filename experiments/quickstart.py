@@ -18,7 +18,6 @@ import pathlib
 import time
 from typing import Annotated, Any
 
-import numpy as np
 import optax
 import tyro
 
@@ -83,8 +82,6 @@ def main(config: Config) -> None:
     trained: dict[str, list[dict[str, Any]]] = {}
     for seed in range(config.seeds):
         few = data.hide_labels(dataset.train, keep=min(FEW_LABELS, len(dataset.train['labels'])), seed=seed)
-        # As many steps as the others: the labelled examples, repeated to the size of the whole split.
-        repeated = np.resize(np.flatnonzero(few['labels'] >= 0), len(few['labels']))
 
         def run(
             name: str, stage: runs.Stage, split: objectives.Batch, key: int = seed, folder: str = f'seed{seed}', **more: Any
@@ -97,7 +94,7 @@ def main(config: Config) -> None:
         pruned = run('distilled-pruned', pruning_too, few, teacher_variables=taught_by, student_variables=distilled)
         networks_of_seed = {
             'teacher': taught_by,
-            'student alone (few labels)': run('alone-few', alone, data.take(few, repeated)),
+            'student alone (few labels)': run('alone-few', alone, data.repeat_labelled(few)),
             'student alone (all labels)': run('alone-all', alone, dataset.train),
             'distilled': distilled,
             'distilled + pruned': pruned,

@@ -5,4 +5,5 @@ from kdjax.data.augment import normalize as normalize
 from kdjax.data.dataset import Dataset as Dataset
 from kdjax.data.dataset import hide_labels as hide_labels
 from kdjax.data.dataset import load as load
+from kdjax.data.dataset import repeat_labelled as repeat_labelled
 from kdjax.data.dataset import take as take

@@ -11,6 +11,8 @@ from jax.typing import ArrayLike
 # Stands for log 0. With -inf, `0 * -inf` and `-inf - -inf` would put NaN into values and gradients; with this, products with a
 # probability of exactly zero are zero, and differences of two such logs are zero.
 LOG_ZERO = -1e30
+# A class outside a mask ranks below one that is kept at log 0, so that a row of nothing but the latter is uniform over them.
+_LOG_MASKED = -1e32
 
 
 def as_float32(name: str, x: ArrayLike) -> jax.Array:
@@ -29,8 +31,7 @@ def pair(
     teacher = as_float32(f'{loss}: teacher', teacher)
     if student.ndim != teacher.ndim:
         raise ValueError(f'{loss}: student {student.shape} and teacher {teacher.shape} must have the same rank')
-    if not -student.ndim <= axis < student.ndim:
-        raise ValueError(f'{loss}: axis {axis} is not an axis of the student, whose shape is {student.shape}')
+    check_axis(loss, axis, student.shape)
     if same_shape and student.shape != teacher.shape:
         raise ValueError(
             f'{loss}: student {student.shape} and teacher {teacher.shape} must have the same shape; '
@@ -39,10 +40,17 @@ def pair(
     return jnp.moveaxis(student, axis, -1), jnp.moveaxis(teacher, axis, -1)
 
 
+def check_axis(loss: str, axis: int, shape: tuple[int, ...]) -> None:
+    """Raises if an array of this shape has no such axis."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f'{loss}: axis {axis} is not an axis of the student, whose shape is {shape}')
+
+
 def mask(loss: str, where: ArrayLike | None, shape: tuple[int, ...], axis: int) -> jax.Array | None:
     """Returns `where` broadcast to `shape` with `axis` moved to the end; `shape` is the shape before that move."""
     if where is None:
         return None
+    check_axis(loss, axis, shape)
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_:
         raise ValueError(f'{loss}: where must be boolean, got {where.dtype}')
@@ -65,15 +73,19 @@ def check_labels(loss: str, labels: ArrayLike, shape: tuple[int, ...]) -> jax.Ar
 def check_positive(loss: str, **values: ArrayLike) -> None:
     """Raises where a hyperparameter that is known at trace time is not positive."""
     for name, value in values.items():
-        if isinstance(value, (int, float, np.number)) and not value > 0:
+        try:
+            positive = bool(np.asarray(value) > 0)
+        except jax.errors.JAXTypeError:  # traced: the value is not known yet
+            continue
+        if not positive:
             raise ValueError(f'{loss}: {name} must be positive, got {value}')
 
 
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0, where: jax.Array | None = None) -> jax.Array:
-    """Returns log softmax(logits / temperature) over the last axis; classes at -inf or outside `where` get `LOG_ZERO`."""
-    scaled = jnp.where(jnp.isneginf(logits), LOG_ZERO, logits) / jnp.asarray(temperature, jnp.float32)
+    """Returns log softmax(logits / temperature) over the last axis; those at -inf or outside `where` get about `LOG_ZERO` or less."""
+    scaled = jnp.where(jnp.isneginf(logits), LOG_ZERO, logits / jnp.asarray(temperature, jnp.float32))
     if where is not None:
-        scaled = jnp.where(where, scaled, LOG_ZERO)
+        scaled = jnp.where(where, scaled, _LOG_MASKED)
     return jax.nn.log_softmax(scaled, axis=-1)
 
 
@@ -113,5 +125,6 @@ def unit_scale(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
 
 def l2_normalize(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     """`x / ||x||` over `axis`; a zero vector stays zero, with zero gradient."""
+    x = unit_scale(x, axis)
     squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
     return jnp.where(squares > 0, x * jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)

@@ -55,15 +55,17 @@ def embeddings(
     loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Flattens student and teacher to [batch, features] in float32 and sets the examples outside `where` [batch] to zero."""
-    flat = []
-    for side, x in (('student', student), ('teacher', teacher)):
-        x = numerics.as_float32(f'{loss}: {side}', x)
-        if x.ndim < 2:
-            raise ValueError(f'{loss}: {side} must be [batch, ...], got {x.shape}')
-        flat.append(jnp.moveaxis(x, axis, -1).reshape(jnp.moveaxis(x, axis, -1).shape[0], -1))
-    batch = flat[0].shape[0]
-    if flat[1].shape[0] != batch:
-        raise ValueError(f'{loss}: the student has {batch} examples and the teacher {flat[1].shape[0]}')
+    sides = [numerics.as_float32(f'{loss}: student', student), numerics.as_float32(f'{loss}: teacher', teacher)]
+    shapes = tuple(x.shape for x in sides)
+    if min(x.ndim for x in sides) < 2:
+        raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must be [batch, ...]')
+    for shape in shapes:
+        numerics.check_axis(loss, axis, shape)
+    moved = [jnp.moveaxis(x, axis, -1) for x in sides]
+    batch = moved[0].shape[0]
+    if moved[1].shape[0] != batch:
+        raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must have the same number of examples')
+    flat = [x.reshape(batch, -1) for x in moved]
     if where is None:
         return flat[0], flat[1], None
     where = numerics.mask(loss, where, (batch,), 0)

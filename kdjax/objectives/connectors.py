@@ -23,8 +23,8 @@ class Regressor(nn.Module):
     normalize: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, ..., channels] to `shape`.
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps [batch, ..., channels] to `shape`; batch norm counts the examples in `mask`, broadcastable to `shape`.
 
         Raises:
           ValueError: no connector leads from the one shape to the other.
@@ -36,7 +36,7 @@ class Regressor(nn.Module):
             x = nn.Dense(channels)(x)
         if x.shape != self.shape:
             raise ValueError(f'no regressor leads from an activation {x.shape} to {self.shape}: choose layers of like sizes')
-        return nn.relu(nn.BatchNorm(use_running_average=False)(x)) if self.normalize else x
+        return nn.relu(nn.BatchNorm(use_running_average=False)(x, mask=mask)) if self.normalize else x
 
     def _resize(self, x: jax.Array, channels: int) -> jax.Array:
         sizes, targets = x.shape[1:3], self.shape[1:3]
@@ -60,7 +60,8 @@ def init_connector(module: nn.Module, key: jax.Array, *inputs: jax.ShapeDtypeStr
     return dict(module.lazy_init(key, *shapes)['params'])
 
 
-def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array) -> jax.Array:
+def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Runs a connector in float32, whatever precision the network computes in."""
-    output, _ = module.apply({'params': params}, *(x.astype(jnp.float32) for x in inputs), mutable=['batch_stats'])
+    inputs = [x.astype(jnp.float32) for x in inputs]
+    output, _ = module.apply({'params': params}, *inputs, mask=mask, mutable=['batch_stats'])
     return output

@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
 from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
-from kdjax.objectives.objective import Batch, Objective, Term, Weight, batch_mean, from_function, require_feature
+from kdjax.objectives.objective import Batch, Objective, Term, Weight, batch_mean, example_mask, from_function, require_feature
 
 
 def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
@@ -41,7 +42,11 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     ) -> tuple[Mean, dict[str, Mean], Any]:
         del step
         source, target = features(student, teacher)
-        regressed = apply_connector(module(target), params, source)
+        mask = example_mask(batch, target.shape) if 'mask' in batch else None
+        if mask is not None:
+            # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
+            mask = mask | ~jnp.any(mask)
+        regressed = apply_connector(module(target), params, source, mask=mask)
         return batch_mean(losses.hint(regressed, jax.lax.stop_gradient(target)), batch), {}, state
 
     return Objective((Term('hint', init, apply),))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import losses
+from kdjax.losses.numerics import LOG_ZERO
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
 from kdjax.objectives.objective import (
@@ -36,8 +37,9 @@ def hard_labels(*, label_smoothing: Weight = 0.0) -> Objective:
             raise ValueError(f'hard_labels: labels {labels.shape} do not fit logits {logits.shape}')
         smoothing = jnp.asarray(label_smoothing, jnp.float32)
         targets = (1 - smoothing) * jax.nn.one_hot(labels, logits.shape[-1]) + smoothing / logits.shape[-1]
-        # The safe form is finite where a class at -inf has no share of the target.
-        return batch_mean(optax.losses.safe_softmax_cross_entropy(logits, targets), batch, labels >= 0)
+        # A class at -inf is as in kdjax.losses: finite, also where it has a share of the target.
+        logits = jnp.where(jnp.isneginf(logits), LOG_ZERO, logits)
+        return batch_mean(optax.losses.softmax_cross_entropy(logits, targets), batch, labels >= 0)
 
     return from_function('hard_labels', cross_entropy, label_smoothing=label_smoothing)
 

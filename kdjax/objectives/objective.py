@@ -61,13 +61,23 @@ class Objective:
 
     terms: tuple[Term, ...]
 
+    def __post_init__(self) -> None:
+        if any(term.name == 'loss' for term in self.terms):
+            raise ValueError("a term cannot be named 'loss', which is the name of the sum in the metrics")
+
     # Has numpy's scalars leave `scalar * objective` to this class.
     __array_ufunc__ = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the terms, under which parameters, state and metrics are kept."""
-        return tuple(term.name for term in self.terms)
+        """The names of the terms, under which parameters, state and metrics are kept; repeated ones get numbers."""
+        names: list[str] = []
+        for term in self.terms:
+            name, number = term.name, 2
+            while name in names:
+                name, number = f'{term.name}_{number}', number + 1
+            names.append(name)
+        return tuple(names)
 
     def init(self, key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[dict, dict]:
         """Makes parameters and state, each a dictionary by term.
@@ -82,8 +92,8 @@ class Objective:
           ValueError: the outputs lack what a term needs, or shapes do not fit.
         """
         params, state = {}, {}
-        for term, term_key in zip(self.terms, jax.random.split(key, max(len(self.terms), 1)), strict=False):
-            params[term.name], state[term.name] = term.init(term_key, student, teacher, batch)
+        for i, (name, term) in enumerate(zip(self.names, self.terms, strict=True)):
+            params[name], state[name] = term.init(jax.random.fold_in(key, i), student, teacher, batch)
         # Abstract: costs no arithmetic, and reports shapes that do not fit before anything has been trained or written.
         jax.eval_shape(lambda *arguments: self.apply(*arguments, step=jnp.int32(0)), params, state, student, teacher, batch)
         return params, state
@@ -108,25 +118,25 @@ class Objective:
         loss = jnp.float32(0.0)
         metrics: dict[str, Mean] = {}
         new_state = {}
-        for term in self.terms:
-            value, extra, new_state[term.name] = term.apply(
-                params[term.name], state[term.name], student, teacher, batch, step=step
-            )
+        for name, term in zip(self.names, self.terms, strict=True):
+            value, extra, new_state[name] = term.apply(params[name], state[name], student, teacher, batch, step=step)
             weight = jnp.float32(1.0)
             for factor in term.weights:
                 weight = weight * evaluate(factor, step)
             weighted = weight * divide(value)
             loss = loss + weighted
-            metrics[term.name] = value
-            metrics[f'{term.name}/weighted'] = Mean(weight * value.total, value.count)
+            metrics[name] = value
+            metrics[f'{name}/weighted'] = Mean(weight * value.total, value.count)
             if any(callable(factor) for factor in term.weights):
-                metrics[f'{term.name}/weight'] = mean(weight)
-            metrics |= {f'{term.name}/{name}': metric for name, metric in extra.items()}
+                metrics[f'{name}/weight'] = mean(weight)
+            metrics |= {f'{name}/{key}': metric for key, metric in extra.items()}
         return loss, {'loss': mean(loss), **metrics}, new_state
 
     def __mul__(self, weight: Weight) -> 'Objective':
         """Scales every term by a number, a scalar array or a schedule."""
-        if not callable(weight) and not (isinstance(weight, (int, float, np.number, jax.Array)) and np.ndim(weight) == 0):
+        if not callable(weight) and not (
+            isinstance(weight, (int, float, np.number, np.ndarray, jax.Array)) and np.ndim(weight) == 0
+        ):
             return NotImplemented
         return Objective(tuple(term._replace(weights=(*term.weights, weight)) for term in self.terms))
 
@@ -134,16 +144,7 @@ class Objective:
 
     def __add__(self, other: 'Objective') -> 'Objective':
         """Adds objectives; a name that is taken gets a number: `hint`, `hint_2`."""
-        if not isinstance(other, Objective):
-            return NotImplemented
-        terms = list(self.terms)
-        for term in other.terms:
-            taken = {t.name for t in terms}
-            name, number = term.name, 2
-            while name in taken:
-                name, number = f'{term.name}_{number}', number + 1
-            terms.append(term._replace(name=name))
-        return Objective(tuple(terms))
+        return Objective(self.terms + other.terms) if isinstance(other, Objective) else NotImplemented
 
     def __radd__(self, other: Any) -> 'Objective':
         """Lets `sum(...)` begin with its 0."""
@@ -161,8 +162,8 @@ def combine(**objectives: Objective) -> Objective:
     for name, objective in objectives.items():
         if not isinstance(objective, Objective):
             raise TypeError(f'combine: {name} must be an Objective, got {type(objective).__name__}')
-        single = len(objective.terms) == 1
-        terms += [term._replace(name=name if single else f'{name}/{term.name}') for term in objective.terms]
+        inner = [name] if len(objective.terms) == 1 else [f'{name}/{own}' for own in objective.names]
+        terms += [term._replace(name=own) for own, term in zip(inner, objective.terms, strict=True)]
     return Objective(tuple(terms))
 
 
@@ -214,8 +215,20 @@ def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) 
         return mean(values)
     kept = jnp.ones(values.shape, jnp.bool_) if where is None else where
     if 'mask' in batch:
-        kept = kept & batch['mask'].reshape((-1,) + (1,) * (values.ndim - 1))
+        kept = kept & example_mask(batch, values.shape)
     return mean(values, kept)
+
+
+def example_mask(batch: Batch, shape: tuple[int, ...]) -> jax.Array:
+    """`batch['mask']` with axes of length 1 appended, to broadcast to values [batch, ...] of this shape.
+
+    Raises:
+      ValueError: the mask is not boolean, or not of one axis as long as the batch.
+    """
+    mask = batch['mask']
+    if mask.dtype != jnp.bool_ or mask.shape != shape[:1]:
+        raise ValueError(f"batch['mask'] must be boolean of shape {shape[:1]}, got {mask.dtype} {mask.shape}")
+    return mask.reshape(-1, *(1,) * (len(shape) - 1))
 
 
 def require_labels(term: str, batch: Batch) -> jax.Array:

@@ -1,0 +1,122 @@
+"""Means that are divided once: however the examples are dealt to batches, devices and masks, the mean is the same."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from kdjax import metrics
+from kdjax.metrics import Mean
+
+checked = settings(derandomize=True, deadline=None, max_examples=25)
+vectors = arrays(np.float32, 12, elements=st.floats(-100, 100, width=32))
+masks = arrays(bool, 12)
+
+
+@checked
+@given(vectors, masks)
+def test_mean_is_numpys_of_the_elements_that_count(values: np.ndarray, where: np.ndarray) -> None:
+    metric = metrics.mean(values, where)
+    np.testing.assert_allclose(metric.total, values[where].sum(dtype=np.float64), rtol=1e-5, atol=1e-4)
+    assert float(metric.count) == where.sum()
+    wanted = values[where].mean(dtype=np.float64) if where.any() else 0
+    np.testing.assert_allclose(metrics.divide(metric), wanted, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(metrics.divide(metrics.mean(values)), values.mean(dtype=np.float64), rtol=1e-5, atol=1e-4)
+
+
+@checked
+@given(vectors, masks, st.lists(st.integers(0, 12), max_size=4))
+def test_batches_of_any_size_add_up_to_the_whole(values: np.ndarray, where: np.ndarray, cuts: list[int]) -> None:
+    where[0] = True
+    edges = [0, *sorted(cuts), 12]
+    parts = [Mean(values[a:b][where[a:b]].sum(), where[a:b].sum()) for a, b in itertools.pairwise(edges)]
+    total = metrics.add(*({'loss': part, 'twice': Mean(2 * part.total, part.count)} for part in parts))
+    computed = metrics.compute(total)
+    np.testing.assert_allclose(computed['loss'], values[where].mean(dtype=np.float64), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(computed['twice'], 2 * computed['loss'], rtol=1e-6, atol=1e-6)
+
+
+def test_where_equals_slicing_and_what_it_leaves_out_may_be_anything() -> None:
+    values = jnp.array([[1.0, jnp.nan], [3.0, jnp.inf], [-jnp.inf, 5.0]])
+    where = jnp.isfinite(values)
+    assert metrics.divide(metrics.mean(values, where)) == 3
+    gradient = jax.grad(lambda values: metrics.divide(metrics.mean(values, where)))(values)
+    np.testing.assert_allclose(gradient, np.where(where, 1 / 3, 0), rtol=1e-6)
+
+
+def test_nothing_counted_is_zero_with_a_zero_gradient_on_the_device_and_nan_for_people() -> None:
+    nothing = jnp.zeros(3, bool)
+    value, gradient = jax.value_and_grad(lambda x: metrics.divide(metrics.mean(x, nothing)))(jnp.ones(3))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+    # Rounding may leave a rest where nothing is left to count.
+    value, slopes = jax.value_and_grad(metrics.divide)(Mean(1e-3, 0.0))
+    assert value == slopes.total == slopes.count == 0
+    assert np.isnan(metrics.compute({'loss': Mean(0.0, 0.0)})['loss'])
+
+
+def test_divide_can_be_differentiated_and_jitted() -> None:
+    value, slopes = jax.jit(jax.value_and_grad(metrics.divide))(Mean(6.0, 4.0))
+    assert value == 1.5
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(slopes, (0.25, -6 / 16), rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'int32', 'bool'])
+def test_sums_are_in_float32(dtype: str) -> None:
+    """A thousand ones are 256 in bfloat16 arithmetic."""
+    metric = metrics.mean(jnp.ones(1000, dtype))
+    assert metric.total.dtype == metric.count.dtype == jnp.float32
+    assert metric.total == metric.count == 1000
+
+
+def test_adding_up_is_in_double_precision_on_the_host() -> None:
+    """In float32 one more example after sixteen million would be lost."""
+    total = metrics.add(
+        {'n': Mean(jnp.float32(2**24), jnp.float32(2**24))}, {'n': Mean(1, 1)}, {'n': Mean(jnp.float32(1), 1.0)}
+    )
+    assert total['n'].total == total['n'].count == 2**24 + 2
+    assert isinstance(total['n'].total, np.float64)
+    assert metrics.add({'n': Mean(jnp.array([1.0, 2.0]), 2.0)}, {'n': Mean(np.array([0.5, 0.5]), 1.0)})['n'].total.tolist() == [
+        1.5,
+        2.5,
+    ]
+
+
+def test_add_needs_the_same_names() -> None:
+    with pytest.raises(KeyError, match='loss'):
+        metrics.add({'loss': Mean(1.0, 1.0)}, {'accuracy': Mean(1.0, 1.0)})
+
+
+def test_compute_gives_plain_floats_and_magnitudes_of_bins() -> None:
+    computed = metrics.compute(
+        {'accuracy': Mean(jnp.float32(3), jnp.float32(4)), 'ece': Mean(jnp.array([1.0, -2.0, 0.5]), 7.0)}
+    )
+    assert computed == {'accuracy': 0.75, 'ece': 0.5}
+    assert {type(number) for number in computed.values()} == {float}
+    # One scalar keeps its sign.
+    assert metrics.compute({'loss': Mean(-3.0, 2.0)}) == {'loss': -1.5}
+
+
+def test_over_devices_the_mean_is_that_of_one() -> None:
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    values, where = np.arange(16.0, dtype=np.float32), np.arange(16) % 3 > 0
+    sharded = [jax.device_put(x, NamedSharding(mesh, PartitionSpec('data'))) for x in (values, where)]
+    metric = jax.jit(metrics.mean)(*sharded)
+    assert (float(metric.total), float(metric.count)) == (values[where].sum(), where.sum())
+
+
+def test_means_are_trees_that_add_field_by_field() -> None:
+    a, b = metrics.mean(jnp.array([1.0, 2.0])), metrics.mean(jnp.array([6.0]))
+    joined = jax.tree.map(jnp.add, a, b)
+    assert isinstance(joined, Mean)
+    assert metrics.divide(joined) == 3
+    summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), [{'x': a}, {'x': b}, {'x': a}])
+    assert metrics.divide(summed['x']) == 12 / 5
