@@ -55,7 +55,7 @@ class Config:
     learning_rate: float = 0.05
     """Before it falls."""
     clip_norm: float = 1.0
-    """Largest norm of a gradient, inf for any: networks without batch norm lose units to the first gradients of soft targets."""
+    """Largest norm of a gradient, inf for any: without batch norm, units are lost to the first gradients of soft targets."""
     augment: Literal[tuple(AUGMENTATIONS)] = 'none'
     """How training images are varied: crop_flip for photographs."""
     teachers: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/teachers'
@@ -70,6 +70,8 @@ def main(config: Config) -> None:
     runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     steps = training.steps_per_epoch(dataset.train, config.batch_size)
+    if config.labels is not None:
+        data.hide_labels(dataset.train, keep=config.labels)  # complains before anything is written
     pixels = dataset.train['inputs'].astype(np.float32) / 255
     normalize = data.normalize(tuple(pixels.mean((0, 1, 2))), tuple(pixels.std((0, 1, 2)) + 1e-6))
 
