@@ -26,7 +26,7 @@ format: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found: install one, or make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[test]'
 	@touch $(VENV)/installed
 
 clean:

@@ -57,18 +57,23 @@ def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
             arrays[f'{name}:scale'] = np.asarray(jax.device_get(leaf.scale))
             leaf = leaf.values
         array = np.asarray(jax.device_get(leaf))
-        nonzero = array != 0
+        array = np.asarray(array, order='C')  # ascontiguousarray would give an array of no axes one
+        # By its bytes, for -0.0 is not nothing.
+        nonzero = array.reshape(-1).view(np.uint8).reshape(array.size, -1).any(axis=1) if array.size else np.zeros(0, bool)
         packed = -(-array.size // 8) + np.count_nonzero(nonzero) * array.itemsize
         if packed + _MASK_OVERHEAD < array.nbytes:
             arrays[f'{name}:mask'] = np.packbits(nonzero)
             shapes[name] = list(array.shape)
-            array = array[nonzero]
-        arrays[name] = np.ascontiguousarray(array)
+            array = array.reshape(-1)[nonzero]
+        arrays[name] = array
     metadata = {'format': _FORMAT} | ({'shapes': json.dumps(shapes, separators=(',', ':'))} if shapes else {})
     path = pathlib.Path(path)
     partial = path.with_name(path.name + '.partial')
-    safetensors.numpy.save_file(arrays, partial, metadata=metadata)
-    partial.replace(path)
+    try:
+        safetensors.numpy.save_file(arrays, partial, metadata=metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path.stat().st_size
 
 
@@ -91,6 +96,8 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
     if metadata.get('format') != _FORMAT:
         raise ValueError(f'{path} was not written by kdjax.export: its format is {metadata.get("format")!r}')
     shapes = json.loads(metadata.get('shapes', '{}'))
+    if set(shapes) != {key.removesuffix(':mask') for key in arrays if key.endswith(':mask')}:
+        raise ValueError(f'{path} is damaged: its masks and its shapes are not of the same arrays')
     variables: dict[str, Any] = {}
     for key, array in arrays.items():
         if ':' in key:
@@ -107,7 +114,11 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _unpack(path: Any, key: str, values: np.ndarray, bits: np.ndarray | None, shape: list[int]) -> np.ndarray:
+    if not isinstance(shape, list) or not all(isinstance(length, int) and length >= 0 for length in shape):
+        raise ValueError(f'{path} is damaged: {key} has the shape {shape}')
     size = math.prod(shape)
+    if bits is not None and bits.size != -(-size // 8):
+        raise ValueError(f'{path} is damaged: the mask of {key} does not fit its shape')
     kept = np.zeros(0, bool) if bits is None else np.unpackbits(bits, count=size).astype(bool)
     if kept.size != size or np.count_nonzero(kept) != values.size:
         raise ValueError(f'{path} is damaged: the mask of {key} does not fit its values')
@@ -124,7 +135,11 @@ def _flatten(node: Any, prefix: str = '') -> Any:
                     f'cannot store the name {name!r} under {prefix or "the root"}: names are strings without / and :'
                 )
             yield from _flatten(child, f'{prefix}/{name}' if prefix else name)
-    elif isinstance(node, (QuantizedArray, jax.Array, np.ndarray)):
+    elif isinstance(node, QuantizedArray) or (isinstance(node, (jax.Array, np.ndarray)) and _is_plain(node)):
         yield prefix, node
     else:
-        raise ValueError(f'cannot store {type(node).__name__} at {prefix}: only dictionaries of arrays')
+        raise ValueError(f'cannot store {type(node).__name__} at {prefix}: only dictionaries of arrays of numbers')
+
+
+def _is_plain(array: Any) -> bool:
+    return any(jax.dtypes.issubdtype(array.dtype, kind) for kind in (np.bool_, np.integer, np.floating))

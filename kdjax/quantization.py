@@ -66,7 +66,7 @@ def symmetric_scale(x: ArrayLike, *, channel_axis: int | None = None, bits: int 
     kept = None if channel_axis is None else channel_axis % x.ndim
     axes = tuple(axis for axis in range(x.ndim) if axis != kept)
     scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0) / integer_range(bits, narrow=True)[1]
-    return jnp.where(scale > 0, scale, 1.0)
+    return jnp.where(scale == 0, 1.0, scale)
 
 
 def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike | None = None, *, bits: int = 8) -> jax.Array:
@@ -144,7 +144,8 @@ def fake_quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike | None =
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _fake_quantize(x: jax.Array, scale: jax.Array, zero_point: jax.Array | None, bits: int) -> jax.Array:
-    return dequantize(quantize(x, scale, zero_point, bits=bits), scale, zero_point).astype(x.dtype)
+    on_grid = dequantize(quantize(x, scale, zero_point, bits=bits), scale, zero_point).astype(x.dtype)
+    return jnp.where(jnp.isnan(x), x, on_grid)
 
 
 def _forward(x: jax.Array, scale: jax.Array, zero_point: jax.Array | None, bits: int) -> tuple[jax.Array, Any]:

@@ -89,19 +89,20 @@ def hide_labels(data: Batch, *, keep: int, seed: int = 0) -> Batch:
       seed: of the choice.
 
     Raises:
-      ValueError: there are fewer examples than labels to keep.
+      ValueError: there are fewer labels than are to be kept, or none is.
 
     >>> data = hide_labels({'labels': np.array([0, 0, 1, 1])}, keep=2)
     >>> print(np.sort(data['labels']))
     [-1 -1  0  1]
     """
     labels = np.asarray(data['labels'])
-    if not 1 <= keep <= len(labels):
-        raise ValueError(f'hide_labels: keep must be between 1 and {len(labels)}, the number of examples, got {keep}')
-    order = np.random.default_rng(seed).permutation(len(labels))
+    labelled = np.flatnonzero(labels >= 0)
+    if not 1 <= keep <= len(labelled):
+        raise ValueError(f'hide_labels: keep must be between 1 and {len(labelled)}, the number of labels, got {keep}')
+    order = np.random.default_rng(seed).permutation(labelled)
     # Sorting by the rank within its class, then by chance, takes one of each class before the second of any.
     rank = np.empty(len(labels), int)
-    for label in np.unique(labels):
+    for label in np.unique(labels[labelled]):
         members = order[labels[order] == label]
         rank[members] = np.arange(len(members))
     chosen = order[np.argsort(rank[order], kind='stable')][:keep]

@@ -41,7 +41,10 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         close = difflib.get_close_matches(base, ['digits', *known])
         hint = f'; did you mean {" or ".join(close)}?' if close else ''
         raise ValueError(f'there is no data set {name!r}, neither embedded nor in TFDS{hint}')
-    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    except Exception as error:  # no such version or config, or code that imports TensorFlow
+        raise ValueError(f'TFDS cannot make {name}: {_first_line(error)}') from error
     if builder.is_prepared():
         return builder
     where = f'{name} is not prepared in {builder.data_dir}'
@@ -54,11 +57,15 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
     try:
         builder.download_and_prepare(file_format='array_record')
     except Exception as error:  # whatever the network, the disk or the data set's own code raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f'{where} and could not be downloaded ({reason}); run {by_hand} where there is a network and copy the folder'
+            f'{where} and could not be downloaded ({_first_line(error)}); '
+            f'run {by_hand} where there is a network and copy the folder'
         ) from error
     return builder
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read_split(builder: Any, split: str, image: str, label: str) -> Batch:

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 
@@ -66,6 +67,8 @@ def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Ne
             intermediates = changed.pop('intermediates', {})
             return result, (dict(changed), _by_path(intermediates))
 
+        if train and rng is None:
+            _check_no_noise(owner, lambda: forward(False))
         wanted = {path.removesuffix('/__call__') for path in features}
         result, (changed, activations) = forward(
             (lambda submodule, method: '/'.join(submodule.path) in wanted) if features else False
@@ -76,6 +79,13 @@ def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Ne
         return as_outputs(result, select_features(features, activations, owner), owner), {**state, **changed}
 
     return Network(init, apply)
+
+
+def _check_no_noise(owner: str, forward: Any) -> None:
+    try:
+        jax.eval_shape(forward)
+    except flax.errors.InvalidRngError:
+        raise ValueError(f'{owner} draws random numbers in training: pass rng=') from None
 
 
 def _by_path(intermediates: Any, prefix: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def from_nnx(module: nnx.Module | Callable[..., nnx.Module], *, features: str | 
     def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
         del inputs  # NNX modules know their shapes.
         instance = existing if existing is not None else module(rngs=nnx.Rngs(key))
-        return to_variables(nnx.split(instance, nnx.RngState, ...)[2])
+        variables = to_variables(nnx.split(instance, nnx.RngState, ...)[2])
+        # The training step donates what it is given, and the module must outlive that.
+        return variables if existing is None else jax.tree.map(jax.numpy.copy, variables)
 
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
@@ -84,15 +86,13 @@ def from_nnx(module: nnx.Module | Callable[..., nnx.Module], *, features: str | 
         instance = to_module(variables, rng)
         (instance.train if train else instance.eval)()
         activations: dict[str, Any] = {}
-        if features:
-            capture = nnx.capture(instance, nnx.Intermediate, method_outputs=nnx.Intermediate)
-            result, intermediates = capture(inputs)
-            for keys, variable in nnx.to_flat_state(intermediates):
-                path = '/'.join(map(str, keys)).removesuffix('__call__').rstrip('/')
-                if path:
-                    activations[path] = variable.get_value()[-1]
-        else:
-            result = instance(inputs)
+        # Captured even if nothing is tapped: Flax deprecates to sow outside of a capture.
+        taps = {'method_outputs': nnx.Intermediate} if features else {}
+        result, intermediates = nnx.capture(instance, nnx.Intermediate, **taps)(inputs)
+        for keys, variable in nnx.to_flat_state(intermediates):
+            path = '/'.join(map(str, keys)).removesuffix('__call__').rstrip('/')
+            if path:
+                activations[path] = variable.get_value()[-1]
         outputs = as_outputs(result, select_features(features, activations, owner), owner)
         # nnx.capture leaves what it captured on the module; it is no state.
         after = to_variables(nnx.split(instance, nnx.RngState, nnx.Intermediate, ...)[3])

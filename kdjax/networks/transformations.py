@@ -57,6 +57,8 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
             logits.append(outputs.logits)
             features.append(outputs.features)
             states.append(state)
+        if any(x is None for x in logits):
+            raise ValueError(f'ensemble: member {[x is None for x in logits].index(True)} gives no logits')
         if len({x.shape for x in logits}) > 1:
             raise ValueError(f'ensemble: the members must give logits of one shape, got {[x.shape for x in logits]}')
         stacked = jnp.stack(logits).astype(jnp.float32)
@@ -75,7 +77,7 @@ def _join_features(members: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Arr
     for path in members[0]:
         values = [features[path] for features in members if path in features]
         if len(values) == len(members) and values[0].ndim and len({value.shape[:-1] for value in values}) == 1:
-            joined[path] = jnp.concatenate(values, axis=-1)
+            joined.setdefault(path, jnp.concatenate(values, axis=-1))
     return joined
 
 

@@ -89,7 +89,7 @@ def prune(
             return masks(ranked, target if callable(sparsity) else sparsity)
 
         new_masks = jax.lax.cond(target > state.sparsity, renew, lambda: state.masks)
-        updates = paths.map_with_paths(lambda path, u, p: _where(new_masks, path, u, (-p).astype(u.dtype)), updates, params)
+        updates = paths.map_with_paths(lambda path, u, p: _zeroing(new_masks, path, u, p), updates, params)
         reached = jnp.maximum(target, state.sparsity)
         return updates, PruneState(state.step + 1, reached, new_masks, inner_state)
 
@@ -98,6 +98,15 @@ def prune(
 
 def _where(masks: Masks, path: str, kept: jax.Array, pruned: jax.Array) -> jax.Array:
     return jnp.where(masks[path], kept, pruned) if path in masks else kept
+
+
+def _zeroing(masks: Masks, path: str, update: jax.Array, weight: jax.Array) -> jax.Array:
+    if path not in masks:
+        return update
+    # In the wider of both dtypes: in a narrower one -w would be rounded, and w + -w would not be zero.
+    with jax.numpy_dtype_promotion('standard'):
+        dtype = jnp.promote_types(update.dtype, weight.dtype)
+    return jnp.where(masks[path], update.astype(dtype), -weight.astype(dtype))
 
 
 def apply_masks(masks: Masks, params: Any) -> Any:

@@ -461,7 +461,7 @@ def test_sown_names_are_features(framework: str, key: jax.Array) -> None:
     'framework',
     [
         'linen',
-        pytest.param('nnx', marks=pytest.mark.xfail(raises=DeprecationWarning, reason='from_nnx captures only if it taps')),
+        'nnx',
     ],
 )
 def test_what_is_sown_and_not_wanted_is_dropped(framework: str, key: jax.Array) -> None:
@@ -543,7 +543,6 @@ def test_existing_nnx_module_is_taken_with_its_variables(key: jax.Array) -> None
     np.testing.assert_allclose(outputs.logits, module(inputs()), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.xfail(reason='init hands out the arrays of the module itself, and a donated one is gone')
 def test_variables_of_an_existing_nnx_module_may_be_donated(key: jax.Array) -> None:
     """As the training step does with those of the student; the module, and a second run from it, must outlive that."""
     network = networks.from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))

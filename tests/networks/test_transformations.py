@@ -198,7 +198,6 @@ def test_features_of_ensembles_of_ensembles_have_both_indices_in_their_names() -
     np.testing.assert_array_equal(outer['body'], np.concatenate([half['body'] for half in halves], axis=-1))
 
 
-@pytest.mark.xfail(reason="'0/body' is 'body' of member 0, but '0/body' of all members, side by side, takes its place")
 def test_a_joined_feature_of_a_member_keeps_its_name_in_an_ensemble_of_ensembles() -> None:
     outer, first, _ = nested()
     np.testing.assert_array_equal(outer['0/body'], first['body'])
