@@ -82,7 +82,7 @@ def check_positive(loss: str, **values: ArrayLike) -> None:
 
 
 def log_softmax(logits: jax.Array, temperature: ArrayLike = 1.0, where: jax.Array | None = None) -> jax.Array:
-    """Returns log softmax(logits / temperature) over the last axis; classes at -inf or outside `where` get `LOG_ZERO` or less."""
+    """Returns log softmax(logits / temperature) over the last axis; those at -inf or outside `where` get `LOG_ZERO` or less."""
     scaled = jnp.where(jnp.isneginf(logits), LOG_ZERO, logits / jnp.asarray(temperature, jnp.float32))
     if where is not None:
         scaled = jnp.where(where, scaled, _LOG_MASKED)

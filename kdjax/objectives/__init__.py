@@ -12,7 +12,10 @@ from kdjax.objectives.features import hint as hint
 from kdjax.objectives.features import similarity_preserving as similarity_preserving
 from kdjax.objectives.logits import decoupled_kd as decoupled_kd
 from kdjax.objectives.logits import hard_labels as hard_labels
+from kdjax.objectives.logits import jensen_shannon as jensen_shannon
 from kdjax.objectives.logits import logit_mse as logit_mse
+from kdjax.objectives.logits import reverse_kl as reverse_kl
+from kdjax.objectives.logits import skewed_kl as skewed_kl
 from kdjax.objectives.logits import soft_targets as soft_targets
 from kdjax.objectives.objective import Batch as Batch
 from kdjax.objectives.objective import Objective as Objective

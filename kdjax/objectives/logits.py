@@ -60,6 +60,35 @@ def logit_mse() -> Objective:
     return _on_logits(losses.logit_mse)
 
 
+def reverse_kl(*, temperature: Weight = 1.0) -> Objective:
+    """Divergence of the teacher from the student: `losses.reverse_kl` of the logits.
+
+    Args:
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.reverse_kl, temperature=temperature)
+
+
+def jensen_shannon(*, beta: Weight = 0.5, temperature: Weight = 1.0) -> Objective:
+    """Generalised Jensen-Shannon divergence: `losses.jensen_shannon` of the logits.
+
+    Args:
+      beta: 0 is the forward, 1 the reverse divergence; a number or a schedule.
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.jensen_shannon, beta=beta, temperature=temperature)
+
+
+def skewed_kl(*, alpha: Weight = 0.1, temperature: Weight = 1.0) -> Objective:
+    """Divergence of a mixture from the teacher: `losses.skewed_kl` of the logits.
+
+    Args:
+      alpha: the teacher's share of the mixture; a number or a schedule.
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.skewed_kl, alpha=alpha, temperature=temperature)
+
+
 def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight = 4.0) -> Objective:
     """Decoupled distillation, `losses.decoupled_kd`, over the examples that have a label (labels that are not negative).
 
