@@ -1,7 +1,7 @@
 # Two commands: `make quickstart` runs the main job on embedded data, `make test` the tests. Both set up .venv first.
 
 # The first interpreter that is new enough; name another with `make PYTHON=...`.
-PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo "$$python" && break; done)
 # Relative, so that the path of the clone may hold spaces.
 VENV := .venv

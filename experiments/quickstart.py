@@ -22,7 +22,8 @@ import optax
 import tyro
 
 from experiments import reporting, runs
-from kdjax import data, export, metrics, models, networks, objectives, pruning, quantization, training
+from kdjax import data, metrics, models, networks, objectives, pruning, quantization, training
+from kdjax.batches import Batch
 
 BATCH_SIZE = 64
 FEW_LABELS = 100
@@ -52,10 +53,6 @@ def main(config: Config) -> None:
     runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds)
     dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
     steps = training.steps_per_epoch(dataset.train, BATCH_SIZE)
-    output = runs.open_output(config)
-    if output is None:
-        return
-
     rescale = data.normalize(0.0, 1.0)
     teacher_member = networks.preprocess(
         networks.from_linen(models.CNN((32, 64), (128,), dataset.classes, dropout=0.3)), rescale
@@ -63,39 +60,49 @@ def main(config: Config) -> None:
     teacher = networks.ensemble([teacher_member] * TEACHERS)
     student = networks.preprocess(networks.from_linen(models.CNN((8, 16), (32,), dataset.classes)), rescale)
 
-    def stage(network: networks.Network, objective: objectives.Objective, rate: float, epochs: int, **more: Any) -> runs.Stage:
+    def prepare(
+        network: networks.Network,
+        objective: objectives.Objective,
+        rate: float,
+        epochs: int,
+        teacher: networks.Network,
+        sparsity: optax.Schedule | None = None,
+    ) -> runs.Run:
         optimizer = optax.adam(optax.cosine_decay_schedule(rate, epochs * steps))
-        if 'sparsity' in more:
-            optimizer = pruning.prune(optimizer, more['sparsity'])
-        problem = training.distillation(network, more.get('teacher', networks.nothing()), objective, optimizer)
-        return runs.stage(problem, epochs=epochs, batch_size=BATCH_SIZE, augment=data.augment.random_shift(pixels=1))
+        if sparsity is not None:
+            optimizer = pruning.prune(optimizer, sparsity)
+        problem = training.distillation(network, teacher, objective, optimizer)
+        shift = data.augment.random_shift(pixels=1)
+        return runs.prepare(problem, dataset.train, epochs=epochs, batch_size=BATCH_SIZE, augment=shift)
 
-    both = 0.1 * objectives.hard_labels() + 0.9 * objectives.soft_targets(temperature=2.0)
+    labels, nobody = objectives.hard_labels(), networks.nothing()
+    both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=2.0)
     # Half the steps to prune, half to recover.
     sparsity = pruning.cubic(SPARSITY, begin=0, end=max(1, config.epochs * steps // 2), every=5)
-    teaching = stage(teacher_member, objectives.hard_labels(), 2e-3, max(1, config.epochs // 2))
-    alone = stage(student, objectives.hard_labels(), 1e-2, config.epochs)
-    distilling = stage(student, both, 1e-2, config.epochs, teacher=teacher)
-    pruning_too = stage(student, both, 1e-2, config.epochs, teacher=teacher, sparsity=sparsity)
+    teaching = prepare(teacher_member, labels, 2e-3, max(1, config.epochs // 2), nobody)
+    alone = prepare(student, labels, 1e-2, config.epochs, nobody)
+    distilling = prepare(student, both, 1e-2, config.epochs, teacher)
+    pruning_too = prepare(student, both, 1e-2, config.epochs, teacher, sparsity)
+    output = runs.open_output(config)
+    if output is None:
+        return
 
     # The test split waits until every network of every seed is trained.
     trained: dict[str, list[dict[str, Any]]] = {}
     for seed in range(config.seeds):
         few = data.hide_labels(dataset.train, keep=min(FEW_LABELS, len(dataset.train['labels'])), seed=seed)
 
-        def run(
-            name: str, stage: runs.Stage, split: objectives.Batch, key: int = seed, folder: str = f'seed{seed}', **more: Any
-        ) -> Any:
-            return runs.train(stage, split, seed=key, output=output, name=f'{folder}/{name}', **more).state.variables
+        def train(name: str, run: runs.Run, split: Batch, key: int = seed, folder: str = f'seed{seed}', **more: Any) -> Any:
+            return runs.train(run, split, seed=key, output=output, name=f'{folder}/{name}', **more).state.variables
 
-        members = [run(f'teacher{i}', teaching, dataset.train, key=1000 * (i + 1) + seed) for i in range(TEACHERS)]
+        members = [train(f'teacher{i}', teaching, dataset.train, key=1000 * (i + 1) + seed) for i in range(TEACHERS)]
         taught_by = networks.ensemble_variables(members)
-        distilled = run('distilled', distilling, few, teacher_variables=taught_by)
-        pruned = run('distilled-pruned', pruning_too, few, teacher_variables=taught_by, student_variables=distilled)
+        distilled = train('distilled', distilling, few, teacher_variables=taught_by)
+        pruned = train('distilled-pruned', pruning_too, few, teacher_variables=taught_by, student_variables=distilled)
         networks_of_seed = {
             'teacher': taught_by,
-            'student alone (few labels)': run('alone-few', alone, data.repeat_labelled(few)),
-            'student alone (all labels)': run('alone-all', alone, dataset.train),
+            'student alone (few labels)': train('alone-few', alone, data.repeat_labelled(few)),
+            'student alone (all labels)': train('alone-all', alone, dataset.train),
             'distilled': distilled,
             'distilled + pruned': pruned,
             'distilled + pruned + int8': {**pruned, 'params': quantization.quantize_weights(pruned['params'])},
@@ -118,17 +125,12 @@ def main(config: Config) -> None:
 
 
 def measure(
-    name: str, network: networks.Network, each_seed: list[dict[str, Any]], test: objectives.Batch, output: pathlib.Path
+    name: str, network: networks.Network, each_seed: list[dict[str, Any]], test: Batch, output: pathlib.Path
 ) -> reporting.Row:
-    """Saves the file to ship, loads it, and measures what was loaded."""
+    """Measures the files to ship."""
     evaluate = training.evaluator(network)
-    accuracies, sizes, loaded = [], [], []
-    for seed, variables in enumerate(each_seed):
-        file = output / 'networks' / f'seed{seed}' / runs.file_name(name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        sizes.append(export.save_weights(file, variables))
-        loaded.append(quantization.dequantize_weights(export.load_weights(file)))
-        accuracies.append(metrics.compute(evaluate(loaded[-1], test))['accuracy'])
+    sizes, loaded = zip(*(runs.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)), strict=True)
+    accuracies = [metrics.compute(evaluate(variables, test))['accuracy'] for variables in loaded]
     return reporting.Row(name, accuracies, max(sizes), network, loaded[0])
 
 

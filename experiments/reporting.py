@@ -92,6 +92,7 @@ def summarize(row: Row) -> dict[str, Any]:
         'parameters': sum(leaf.size for leaf in leaves),
         'nonzero': sum(int(np.count_nonzero(leaf)) for leaf in leaves),
         'bytes': row.size,
+        'runs': len(row.accuracies),
     }
 
 
@@ -152,13 +153,18 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for row in results:
         cells = [
             row['name'],
-            f'{100 * row["accuracy_mean"]:.1f} ± {100 * row["accuracy_std"]:.1f}',
+            spread(100 * row['accuracy_mean'], 100 * row['accuracy_std'], row['runs'], 1),
             *(f'{row[key]:,}' for key in ('parameters', 'nonzero', 'bytes')),
             f'{row["latency_ms"]:.3f}',
-            *(f'{row[f"{key}_mean"]:.3f} ± {row[f"{key}_std"]:.3f}' for key in further),
+            *(spread(row[f'{key}_mean'], row[f'{key}_std'], row['runs'], 3) for key in further),
         ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def spread(mean: float, deviation: float, runs: int, digits: int) -> str:
+    """`mean ± deviation`, or the one value there is."""
+    return f'{mean:.{digits}f} ± {deviation:.{digits}f}' if runs > 1 else f'{mean:.{digits}f}'
 
 
 def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from kdjax import training
-from kdjax.objectives import Batch
+from kdjax import export, quantization, training
+from kdjax.batches import Batch
 
 
 def command_line(config: type, main: Callable[[Any], None]) -> None:
@@ -20,7 +21,7 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
     try:
         main(arguments)
     except (ValueError, training.NonFiniteLossError, OSError) as error:
-        sys.exit(f'error: {error}')
+        sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
 
 
 def check_at_least_one(**values: int) -> None:
@@ -60,31 +61,37 @@ def open_output(config: Any) -> pathlib.Path | None:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f'{output} is not empty and holds no run: choose another --output')
     output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=2) + '\n')
+    partial = output / 'config.json.partial'
+    partial.write_text(json.dumps(wanted, indent=2) + '\n')
+    partial.replace(file)
     return output
 
 
-class Stage(NamedTuple):
-    """One kind of training run, compiled once for all seeds."""
+class Run(NamedTuple):
+    """A training problem that is ready to run, compiled once for all seeds."""
 
     problem: training.Distillation
     epoch: training.Epoch
     epochs: int
     batch_size: int
+    mesh: jax.sharding.Mesh
 
 
-def stage(problem: training.Distillation, *, epochs: int, batch_size: int, augment: Any = None) -> Stage:
-    """Makes a stage that trains on all devices."""
-    return Stage(
-        problem,
-        training.epoch(problem, batch_size=batch_size, augment=augment, mesh=training.data_parallel()),
-        epochs,
-        batch_size,
-    )
+def prepare(problem: training.Distillation, data: Batch, *, epochs: int, batch_size: int, augment: Any = None) -> Run:
+    """Makes a run on as many devices as divide the batch.
+
+    Raises:
+      ValueError: the data are fewer than a batch, or networks, objective and data do not fit; nothing has been written yet.
+    """
+    training.steps_per_epoch(data, batch_size)
+    jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
+    mesh = training.data_parallel(jax.devices()[: math.gcd(batch_size, len(jax.devices()))])
+    epoch = training.epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
+    return Run(problem, epoch, epochs, batch_size, mesh)
 
 
 def train(
-    stage: Stage,
+    run: Run,
     data: Batch,
     *,
     seed: int,
@@ -95,24 +102,30 @@ def train(
     validate: Callable[..., Any] | None = None,
     every: int = 10,
 ) -> training.Fitted:
-    """Runs a stage for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
-    training.steps_per_epoch(data, stage.batch_size)  # complains before anything is written
-    mesh = training.data_parallel()
-    example = {key: value[: stage.batch_size] for key, value in data.items()}
-    state = stage.problem.init(jax.random.key(seed), example, student_variables=student_variables)
-    state, teacher_variables, data = training.replicate(mesh, (state, teacher_variables or {}, data))
+    """Trains for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
+    example = {key: value[: run.batch_size] for key, value in data.items()}
+    state = run.problem.init(jax.random.key(seed), example, student_variables=student_variables)
+    state, teacher_variables, data = training.replicate(run.mesh, (state, teacher_variables or {}, data))
     return training.fit(
-        stage.epoch,
+        run.epoch,
         state,
         teacher_variables,
         data,
-        epochs=stage.epochs,
+        epochs=run.epochs,
         validate=validate,
         every=every,
         directory=output / 'checkpoints' / name,
         log=output / 'metrics.jsonl',
         name=name,
     )
+
+
+def ship(output: pathlib.Path, name: str, seed: int, variables: Any) -> tuple[int, dict[str, Any]]:
+    """Writes the file to ship, and returns its size and what a user would load from it."""
+    file = output / 'networks' / f'seed{seed}' / file_name(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size = export.save_weights(file, variables)
+    return size, quantization.dequantize_weights(export.load_weights(file))
 
 
 def file_name(name: str) -> str:

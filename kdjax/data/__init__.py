@@ -1,6 +1,7 @@
 """Data: image data sets in memory, few labels, and augmentation on the device."""
 
 from kdjax.data import augment as augment
+from kdjax.data.augment import channel_statistics as channel_statistics
 from kdjax.data.augment import normalize as normalize
 from kdjax.data.dataset import Dataset as Dataset
 from kdjax.data.dataset import hide_labels as hide_labels

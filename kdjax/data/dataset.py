@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.objectives import Batch
+from kdjax.batches import Batch
 
 
 class Dataset(NamedTuple):

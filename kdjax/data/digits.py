@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kdjax.objectives import Batch
+from kdjax.batches import Batch
 
 _TEST_EXAMPLES = 360
 
@@ -16,7 +16,7 @@ def read_digits() -> tuple[Batch, Batch]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError("the digits come with scikit-learn: pip install 'kdjax[experiments]'") from None
+        raise ValueError('the digits come with scikit-learn: pip install scikit-learn') from None
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     data = {

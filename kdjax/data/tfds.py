@@ -9,7 +9,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from kdjax.objectives import Batch
+from kdjax.batches import Batch
 
 _CHUNK = 1024
 
@@ -23,8 +23,12 @@ def read_tfds(name: str, data_dir: str | None) -> tuple[Batch, Batch, int]:
     """
     builder = _prepared_builder(name, data_dir)
     keys = builder.info.supervised_keys
-    if keys is None or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
+    if keys is None or len(keys) != 2 or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
         raise ValueError(f'{name} is not a classification data set: its supervised keys are {keys}')
+    images = builder.info.features[keys[0]]
+    if images.np_dtype != np.uint8 or len(images.shape) != 3:
+        kind = np.dtype(images.np_dtype)
+        raise ValueError(f'{name} is not a data set of uint8 images: its {keys[0]} is {kind} {images.shape}')
     test = next((split for split in ('test', 'validation') if split in builder.info.splits), None)
     if 'train' not in builder.info.splits or test is None:
         raise ValueError(f'{name} needs a train and a test split; it has {", ".join(builder.info.splits)}')
@@ -48,10 +52,11 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
     if builder.is_prepared():
         return builder
     where = f'{name} is not prepared in {builder.data_dir}'
-    by_hand = f"tfds.builder('{name}', file_format='array_record').download_and_prepare()"
+    place = '' if data_dir is None else f', data_dir={data_dir!r}'
+    by_hand = f"tfds.builder('{name}'{place}, file_format='array_record').download_and_prepare()"
     if importlib.util.find_spec('tensorflow') is None:
         raise ValueError(
-            f"{where}, and preparing it needs TensorFlow once: pip install 'kdjax[prepare]' and run this again, "
+            f'{where}, and preparing it needs TensorFlow once: pip install tensorflow and run this again, '
             f'or run {by_hand} where it is installed and copy the folder'
         )
     try:

@@ -1,6 +1,6 @@
 """The arithmetic that all losses share: float32 in log space, masks, and one-line errors about shapes.
 
-Nothing here is public. Every function works on arrays whose class or channel axis has been moved to the end by `pair`.
+For kdjax's own use. Every function works on arrays whose class or channel axis has been moved to the end by `pair`.
 """
 
 import jax

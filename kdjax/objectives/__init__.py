@@ -7,6 +7,7 @@ objective = combine(
 )
 """
 
+from kdjax.batches import Batch as Batch
 from kdjax.objectives.features import attention_transfer as attention_transfer
 from kdjax.objectives.features import hint as hint
 from kdjax.objectives.features import similarity_preserving as similarity_preserving
@@ -17,7 +18,6 @@ from kdjax.objectives.logits import logit_mse as logit_mse
 from kdjax.objectives.logits import reverse_kl as reverse_kl
 from kdjax.objectives.logits import skewed_kl as skewed_kl
 from kdjax.objectives.logits import soft_targets as soft_targets
-from kdjax.objectives.objective import Batch as Batch
 from kdjax.objectives.objective import Objective as Objective
 from kdjax.objectives.objective import Term as Term
 from kdjax.objectives.objective import batch_mean as batch_mean

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.batches import Batch
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
 from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
-from kdjax.objectives.objective import Batch, Objective, Term, Weight, batch_mean, example_mask, from_function, require_feature
+from kdjax.objectives.objective import Objective, Term, Weight, batch_mean, example_mask, from_function, require_feature
 
 
 def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:

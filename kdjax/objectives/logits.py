@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import losses
+from kdjax.batches import Batch
 from kdjax.losses.numerics import LOG_ZERO
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
 from kdjax.objectives.objective import (
-    Batch,
     Objective,
     Weight,
     batch_mean,

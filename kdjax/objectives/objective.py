@@ -8,12 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.batches import Batch
 from kdjax.metrics import Mean, divide, mean
 from kdjax.networks import Outputs
-
-Batch = dict[str, Any]
-"""`{'inputs': ..., 'labels': ..., 'mask': ...}`. Labels are integers, negative for an example without a label; `mask` is
-true for the examples that count. Both are optional."""
 
 Schedule = Callable[[Any], Any]
 """A function of the step, such as optax's schedules."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kdjax.batches import Batch
 from kdjax.metrics import Mean
 from kdjax.networks import Variables
-from kdjax.objectives import Batch
 from kdjax.training.sharding import check_divisible
 from kdjax.training.step import Distillation, TrainState
 
@@ -48,7 +48,8 @@ def epoch(
       at the start of an epoch.
 
     Raises:
-      ValueError: the batch does not divide over the devices, or, from the function, there are fewer examples than a batch has.
+      ValueError: the batch does not divide over the devices, or, from the function, there are fewer examples than a batch has,
+        or the state stands within an epoch.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
@@ -83,6 +84,13 @@ def epoch(
     def run(state: TrainState, teacher_variables: Variables, data: Batch) -> tuple[TrainState, list[dict[str, Mean]]]:
         steps = steps_per_epoch(data, batch_size)
         at_once = steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else steps)
+        # Asked only where the answer is there, as after a checkpoint was restored: waiting for it would hold the device up.
+        if state.step.is_ready() and int(state.step) % steps:
+            raise ValueError(
+                f'the state stands at step {int(state.step)}, within an epoch of {steps} steps: '
+                'it comes from a run with batches or data of another size'
+            )
+        data = {name: jnp.asarray(array) for name, array in data.items()}
         order = shuffle(state.key, state.step, data['inputs'].shape[0])
         metrics = []
         for start in range(0, steps, at_once):

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from kdjax.batches import Batch
 from kdjax.metrics import Mean, mean
 from kdjax.networks import Network, Variables
-from kdjax.objectives import Batch
 
 Evaluate = Callable[..., dict[str, Mean]]
 """`evaluate(variables, data, teacher_variables=None) -> metrics`."""
@@ -66,9 +67,9 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
         total = None
         for start in range(0, examples, batch_size):
             # One shape for all batches, so one compilation: the last one is filled up with the first example.
-            indices = jnp.arange(start, start + batch_size)
+            indices = np.arange(start, start + batch_size)
             kept = indices < examples
-            batch = {name: data[name][jnp.where(kept, indices, 0)] for name in ('inputs', 'labels')}
+            batch = {name: data[name][np.where(kept, indices, 0)] for name in ('inputs', 'labels')}
             metrics = evaluate_batch(variables, teacher_variables, {**batch, 'mask': kept})
             total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
         return total

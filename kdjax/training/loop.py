@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from kdjax.batches import Batch
 from kdjax.metrics import Mean, add, compute
 from kdjax.networks import Variables
-from kdjax.objectives import Batch
 from kdjax.training import checkpoints
 from kdjax.training.epochs import Epoch
 from kdjax.training.step import TrainState
@@ -24,7 +24,7 @@ class Fitted(NamedTuple):
     Attributes:
       state: the state after the last epoch.
       best_variables: the student's variables after the best epoch, by validation; those of the last without validation.
-      best_epoch: its number, from 1.
+      best_epoch: its number, from 1; of equals the last.
       resumed_from: the epoch after which this call took up the run, 0 for a fresh one.
     """
 
@@ -89,7 +89,7 @@ def fit(
             if first > epochs:
                 raise ValueError(f'{directory} holds {first} epochs, more than the {epochs} asked for: choose another folder')
         log = _MetricsLog(log, name, first)
-        best = (-np.inf, first, state.variables)
+        best: tuple[float, int, Any] | None = None
         unread: list[tuple[int, list[dict[str, Mean]]]] = []
         writer = jax.process_index() == 0
         with tqdm(total=epochs, initial=first, desc=name, leave=False, disable=None if progress and writer else True) as bar:
@@ -107,7 +107,10 @@ def fit(
                     continue
                 measured = {} if validate is None else compute(validate(state.variables))
                 log.write({'epoch': number, **{f'validation/{key}': value for key, value in measured.items()}})
-                if validate is not None and measured[monitor] > best[0]:
+                if validate is not None and not np.isfinite(measured.get(monitor, np.nan)):
+                    raise ValueError(f'fit: the metric {monitor!r} of epoch {number} is missing or not finite in {measured}')
+                # Of equals the last is best, as Orbax has it.
+                if validate is not None and (best is None or measured[monitor] >= best[0]):
                     # The state is donated to the next epoch, so what is kept is a copy.
                     best = (measured[monitor], number, jax.tree.map(jnp.copy, state.variables))
                 if manager is not None:
@@ -117,6 +120,8 @@ def fit(
         elif manager is not None and first > 0:
             manager.wait_until_finished()
             best_epoch = manager.best_step()
+            if best_epoch is None:
+                raise ValueError(f'{directory} was trained without validation, so it has no best epoch: choose another folder')
             best = (0.0, best_epoch, checkpoints.restore(manager, best_epoch, state).variables)
         return Fitted(state, best[2], best[1], first)
     finally:
@@ -132,7 +137,7 @@ def _read(number: int, metrics: list[dict[str, Mean]], directory: Any) -> dict[s
     if not np.isfinite(losses).all():
         at = int(np.argmax(~np.isfinite(losses)))
         values = {key: np.concatenate([chunk[key].total for chunk in fetched])[at] for key in fetched[0]}
-        terms = [key for key, value in values.items() if key != 'loss' and '/' not in key and not np.isfinite(value)]
+        terms = [key for key, value in values.items() if f'{key}/weighted' in values and not np.isfinite(value)]
         culprit = f'term {", ".join(terms)}' if terms else 'the sum of the terms'
         kept = 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
         raise NonFiniteLossError(f'the loss is not finite at step {(number - 1) * steps + at}, from {culprit}; {kept}')

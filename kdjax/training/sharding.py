@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kdjax.objectives import Batch
+from kdjax.batches import Batch
 
 
 def data_parallel(devices: Sequence[jax.Device] | None = None) -> Mesh:

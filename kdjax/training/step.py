@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import networks
+from kdjax.batches import Batch, check_batch
 from kdjax.metrics import Mean
 from kdjax.networks import Network, Variables
-from kdjax.objectives import Batch, Objective
+from kdjax.objectives import Objective
 
 
 class TrainState(NamedTuple):
@@ -103,9 +104,6 @@ def distillation(
         student_key, objective_key, run_key = jax.random.split(key, 3)
         if student_variables is None:
             student_variables = student.init(student_key, batch['inputs'])
-        else:
-            # The step donates its state, and the caller's variables must outlive that.
-            student_variables = jax.tree.map(jnp.copy, student_variables)
         params = student_variables['params']
         shapes = jax.eval_shape(lambda x: x, batch)
         student_shapes = jax.eval_shape(
@@ -117,7 +115,7 @@ def distillation(
             lambda inputs: teacher.apply(teacher.init(jax.random.key(0), inputs), inputs, train=False)[0], shapes['inputs']
         )
         objective_params, objective_state = objective.init(objective_key, student_shapes, teacher_shapes, shapes)
-        return TrainState(
+        state = TrainState(
             step=jnp.int32(0),
             params=params,
             state={name: value for name, value in student_variables.items() if name != 'params'},
@@ -127,6 +125,9 @@ def distillation(
             objective_optimizer=objective_optimizer.init(objective_params),
             key=run_key,
         )
+        # The step donates its state: the caller's variables must outlive that, and no array may stand in it twice, as where an
+        # optimizer remembers the first parameters.
+        return jax.tree.map(jnp.copy, state)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
@@ -169,13 +170,3 @@ def distillation(
 def supervised(network: Network, objective: Objective, optimizer: optax.GradientTransformation) -> Distillation:
     """Trains a network without a teacher, as `distillation` from `networks.nothing()`: a teacher itself, or a baseline."""
     return distillation(network, networks.nothing(), objective, optimizer)
-
-
-def check_batch(batch: Batch) -> None:
-    """Raises unless the batch is a dictionary of arrays with one number of examples, `'inputs'` among them."""
-    if not isinstance(batch, dict) or 'inputs' not in batch:
-        found = ', '.join(sorted(batch)) if isinstance(batch, dict) else type(batch).__name__
-        raise ValueError(f"a batch is a dictionary with 'inputs' and perhaps 'labels' and 'mask', got {found}")
-    sizes = {name: jax.tree.leaves(value)[0].shape[:1] for name, value in batch.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f'the arrays of a batch must have the same number of examples, got {sizes}')

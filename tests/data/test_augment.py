@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data import augment, normalize
+from kdjax.data import augment, channel_statistics, normalize
 
 IMAGE = np.random.default_rng(0).integers(1, 256, (6, 5, 3)).astype(np.uint8)
 KEYS = jax.random.split(jax.random.key(0), 200)
@@ -147,3 +147,10 @@ def test_augmentation_runs_inside_scan_with_keys_made_there() -> None:
     _, images = jax.jit(lambda: jax.lax.scan(epoch, None, jnp.arange(3)))()
     key = jax.random.fold_in(jax.random.fold_in(KEYS[0], 2), 1)
     np.testing.assert_array_equal(images[2, 1], AUGMENTS['chain'](key, jnp.asarray(IMAGE)))
+
+
+def test_channel_statistics_of_many_pixels_are_exact() -> None:
+    """Summed in float32 along the first axes, this many pixels give a mean of 0.36."""
+    images = np.broadcast_to(np.array([0, 255], np.uint8)[:, None, None, None], (2, 5_000, 4_000, 1))
+    mean, deviation = channel_statistics(images)
+    np.testing.assert_allclose([*mean, *deviation], 0.5, rtol=1e-9)

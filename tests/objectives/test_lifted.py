@@ -460,6 +460,10 @@ def test_hint_can_normalize_and_rectify_what_its_connector_gives():
         eight = jitted(objective, params, state, *sharded(student, teacher, {'mask': mask}), 0)
         for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    value, _, gradients = value_and_gradients(objective, params, state, student, teacher, {'mask': np.zeros(BATCH, bool)})
+    np.testing.assert_array_equal(value, 0.0)
+    for leaf in jax.tree.leaves(gradients):
+        np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
 
 
 def test_two_hints_train_connectors_of_their_own():

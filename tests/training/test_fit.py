@@ -144,6 +144,36 @@ def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
     chex.assert_trees_all_equal(jax.device_get(found.best_variables), kept[0.9])
 
 
+def test_of_equally_good_epochs_the_last_is_best_however_the_run_was_reached(problem, one_epoch, tmp_path):
+    def validate(variables):
+        return {'accuracy': metrics.Mean(0.5, 1.0)}
+
+    fresh = fit(problem, one_epoch, 4, directory=tmp_path / 'c', validate=validate)
+    found = fit(problem, one_epoch, 4, directory=tmp_path / 'c', validate=validate)
+    assert fresh.best_epoch == found.best_epoch == 4
+    chex.assert_trees_all_equal(jax.device_get(fresh.best_variables), jax.device_get(found.best_variables))
+
+
+@pytest.mark.parametrize('measured', [{'accuracy': metrics.Mean(np.nan, 1.0)}, {'nll': metrics.Mean(1.0, 1.0)}])
+def test_a_monitor_that_is_missing_or_not_finite_is_an_error(problem, one_epoch, measured):
+    with pytest.raises(ValueError, match="the metric 'accuracy' of epoch 1 is missing or not finite"):
+        fit(problem, one_epoch, 2, validate=lambda variables: measured)
+
+
+def test_a_folder_without_validation_has_no_best_epoch(problem, one_epoch, tmp_path):
+    fit(problem, one_epoch, 1, directory=tmp_path / 'c')
+    with pytest.raises(ValueError, match='was trained without validation, so it has no best epoch'):
+        fit(problem, one_epoch, 1, directory=tmp_path / 'c', validate=validate_with(problem))
+
+
+def test_a_state_within_an_epoch_is_refused(problem, one_epoch):
+    batch = {name: x[:16] for name, x in problem.data.items()}
+    state, _ = problem.distillation.step(problem.start(), problem.teacher_variables, batch)
+    jax.block_until_ready(state)
+    with pytest.raises(ValueError, match='the state stands at step 1, within an epoch of 4 steps'):
+        one_epoch(state, problem.teacher_variables, problem.data)
+
+
 def test_log_holds_every_epoch_once_even_after_a_crash(problem, one_epoch, tmp_path):
     log = tmp_path / 'log.jsonl'
     other = json.dumps({'run': 'other', 'epoch': 9})
@@ -202,6 +232,17 @@ def test_non_finite_loss_names_step_and_term_and_keeps_the_last_good_checkpoint(
             one_epoch, problem.start(), problem.teacher_variables, spoilt, epochs=3, directory=directory, progress=False
         )
     assert [int(path.name) for path in directory.iterdir() if path.is_dir()] == [1]
+
+
+def test_non_finite_term_of_a_nested_objective_is_named():
+    network = networks.from_linen(nn.Dense(2))
+    bad = objectives.from_function('bad', lambda student, teacher, batch: jnp.log(batch['inputs'][:, 0]))
+    objective = objectives.combine(good=objectives.hard_labels(), outer=bad + objectives.hard_labels())
+    problem = training.supervised(network, objective, optax.sgd(0.1))
+    examples = {'inputs': np.array([[1.0], [-1.0]], np.float32), 'labels': np.zeros(2, np.int32)}
+    state = problem.init(jax.random.key(0), examples)
+    with pytest.raises(training.NonFiniteLossError, match=r'from term outer/bad; no checkpoints are kept'):
+        training.fit(training.epoch(problem, batch_size=2), state, None, examples, epochs=1)
 
 
 def test_bad_arguments(problem, one_epoch):

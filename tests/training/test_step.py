@@ -181,3 +181,13 @@ def test_supervised_training_needs_no_teacher():
     for _ in range(20):
         state, measured = problem.step(state, {}, batch)
     assert metrics.compute(measured)['loss'] < 0.5
+
+
+def test_optimizers_that_remember_the_first_parameters_can_be_used():
+    """Their state holds the parameters themselves, and no buffer may be donated twice."""
+    network = networks.from_linen(nn.Dense(3))
+    batch = {'inputs': jnp.eye(3), 'labels': jnp.arange(3)}
+    remember = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, state))
+    problem = training.supervised(network, objectives.hard_labels(), optax.chain(remember, optax.sgd(0.1)))
+    state, _ = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
+    assert int(state.step) == 1
