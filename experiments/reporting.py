@@ -71,7 +71,7 @@ def write_report(
     text = (
         f'# {title}\n\nTest accuracy on {dataset}, mean ± standard deviation over {seeds} seeds. '
         f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
-        f'{table(results)}\n\n{notes}\n\n{seconds:.0f} s on {machine()}.\n'
+        f'{table(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
     )
     (output / 'report.md').write_text(text)
     draw(output / 'figure.png', results, title)
