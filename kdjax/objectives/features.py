@@ -1,5 +1,6 @@
 """Objectives on features, with the connectors that the papers train."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,11 +28,7 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     def module(teacher_feature: Any) -> Regressor:
         return Regressor(tuple(teacher_feature.shape), normalize)
 
-    def features(student_outputs: Outputs, teacher_outputs: Outputs) -> tuple[Any, Any]:
-        return (
-            require_feature('hint', 'student', student_outputs, student),
-            require_feature('hint', 'teacher', teacher_outputs, teacher),
-        )
+    features = _pair('hint', student, teacher)
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
         del batch
@@ -74,26 +71,31 @@ def similarity_preserving(student: str, teacher: str) -> Objective:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
     """
+    features = _pair('similarity_preserving', student, teacher)
 
-    def loss(student_outputs: Outputs, teacher_outputs: Outputs, batch: Batch) -> jax.Array:
-        return losses.similarity_preserving(
-            require_feature('similarity_preserving', 'student', student_outputs, student),
-            require_feature('similarity_preserving', 'teacher', teacher_outputs, teacher),
-            where=batch.get('mask'),
-        )
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        return losses.similarity_preserving(*features(student, teacher), where=batch.get('mask'))
 
     return from_function('similarity_preserving', loss)
 
 
-def _on_features(loss: Any, student: str, teacher: str, **hyperparameters: Weight | str) -> Objective:
-    name = loss.__name__
+def _on_features(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Weight | str) -> Objective:
+    features = _pair(loss.__name__, student, teacher)
 
-    def function(student_outputs: Outputs, teacher_outputs: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         del batch
-        return loss(
-            require_feature(name, 'student', student_outputs, student),
-            require_feature(name, 'teacher', teacher_outputs, teacher),
-            **resolved,
+        return loss(*features(student, teacher), **resolved)
+
+    return from_function(loss.__name__, function, **hyperparameters)
+
+
+def _pair(term: str, student_path: str, teacher_path: str) -> Callable[[Outputs, Outputs], tuple[Any, Any]]:
+    """The function that picks the two features which a term compares."""
+
+    def features(student: Outputs, teacher: Outputs) -> tuple[Any, Any]:
+        return (
+            require_feature(term, 'student', student, student_path),
+            require_feature(term, 'teacher', teacher, teacher_path),
         )
 
-    return from_function(name, function, **hyperparameters)
+    return features

@@ -66,7 +66,7 @@ def restore_newest(manager: ocp.CheckpointManager, like: TrainState) -> tuple[in
             unreadable.append((epoch, error))
             continue
         for damaged, error in unreadable:
-            reason = str(error).splitlines()[0][:200]
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
             warnings.warn(
                 f'checkpoint {damaged} in {manager.directory} cannot be read; training resumes from {epoch}: {reason}',
                 stacklevel=2,
