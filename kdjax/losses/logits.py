@@ -1,8 +1,9 @@
 """Losses on logits: what the teacher believes about every class, compared with what the student believes.
 
-All return one value per example, take logits `[..., classes]` (other layouts through `axis`), and need no more of the two
-networks than that they agree on the classes. Classes at -inf are ruled out: where both networks rule out a class it does not
-count; a class that the student alone rules out costs 1e30 times the teacher's probability, which is finite on purpose.
+They take logits `[..., classes]` (other layouts through `axis`), and need no more of the two networks than that they agree on
+the classes. All but `dist`, which compares examples, return one value per example. Classes at -inf are ruled out: where both
+networks rule out a class it does not count; a class that the student alone rules out costs 1e30 times the teacher's
+probability, which is finite on purpose.
 """
 
 import jax
@@ -88,65 +89,155 @@ def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     return numerics.masked_mean(jnp.square(difference), -1, keep if where is None else keep & where)
 
 
-def decoupled_kd(
-    student: ArrayLike,
-    teacher: ArrayLike,
-    labels: ArrayLike,
-    *,
-    alpha: ArrayLike = 1.0,
-    beta: ArrayLike = 8.0,
-    temperature: ArrayLike = 4.0,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> jax.Array:
-    """Decoupled distillation: the labelled class against the rest, and the rest among themselves, per example.
+def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
+    """Cross-entropy of the student with the class that the teacher would choose, per example.
 
-    T² (α·TCKD + β·NCKD). TCKD is the divergence of the pairs [p(y), 1 - p(y)]; NCKD that of the distributions over the classes
-    other than y, renormalised. `soft_targets` is TCKD + (1 - p_t(y))·NCKD: DKD frees the second term of the teacher's
-    confidence. Both parts are computed in log space, where published code takes logs of differences and subtracts 1000 from
-    a logit.
+    -log p_s(argmax z_t), with p = softmax(z), at temperature 1. Of equal logits the first is chosen. The choice has no
+    gradient, so the teacher's side gets zeros. Not 0 at s = t.
 
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.
       teacher: logits of the same shape.
-      labels: integer classes y, [...]. Outside [0, classes), the value is finite but means nothing.
-      alpha: weight of TCKD.
-      beta: weight of NCKD. The authors warm the whole loss up with min(epoch / 20, 1).
-      temperature: T > 0, a number or a traced scalar.
       axis: the class axis.
-      where: boolean, broadcastable to the logits: classes to keep.
+      where: boolean, broadcastable to the logits: classes to keep, for the choice too.
 
     Returns:
-      float32 of shape [...], in nats, never negative for non-negative weights.
+      float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+      ValueError: the shapes differ or a dtype is not floating point.
 
     >>> import jax.numpy as jnp
-    >>> student, teacher = jnp.array([[2., 1., 0.]]), jnp.array([[3., 0., 1.]])
-    >>> print(decoupled_kd(student, teacher, jnp.array([0]), temperature=1.0))
-    [3.778]
+    >>> print(hard_targets(jnp.array([[2., 0.], [0., 0.]]), jnp.array([[1., 3.], [1., 1.]])))
+    [2.127 0.693]
 
     Reference:
-      Zhao, Cui, Song, Qiu, Liang. Decoupled Knowledge Distillation. 2022. https://arxiv.org/abs/2203.08679
+      Touvron, Cord, Douze, Massa, Sablayrolles, Jégou. Training Data-Efficient Image Transformers & Distillation through
+      Attention. 2021. https://arxiv.org/abs/2012.12877
     """
-    numerics.check_positive('decoupled_kd', temperature=temperature)
-    where = numerics.mask('decoupled_kd', where, jnp.shape(student), axis)
-    student, teacher = numerics.pair('decoupled_kd', student, teacher, axis)
-    labels = numerics.check_labels('decoupled_kd', labels, student.shape[:-1])
+    where = numerics.mask('hard_targets', where, jnp.shape(student), axis)
+    student, teacher = numerics.pair('hard_targets', student, teacher, axis)
+    log_p = numerics.log_softmax(student, where=where)
+    if where is not None:
+        # Below every logit that is kept, -inf too.
+        teacher = jnp.where(where, jnp.where(jnp.isneginf(teacher), numerics.LOG_ZERO, teacher), -jnp.inf)
+    chosen = jnp.argmax(teacher, axis=-1, keepdims=True)
+    values = -jnp.take_along_axis(log_p, chosen, axis=-1)[..., 0]
+    return values if where is None else jnp.where(jnp.any(where, axis=-1), values, 0.0)
 
-    target = jax.nn.one_hot(labels, student.shape[-1], dtype=jnp.bool_)
-    others = ~target if where is None else ~target & where
 
-    def target_and_rest(logits: jax.Array) -> jax.Array:
-        log_p = numerics.log_softmax(logits, temperature, where)
-        parts = jnp.where(jnp.stack([target, others]), log_p[None], numerics.LOG_ZERO)
-        return jnp.moveaxis(jax.nn.logsumexp(parts, axis=-1), 0, -1)
+def dist(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    beta: ArrayLike = 1.0,
+    gamma: ArrayLike = 1.0,
+    temperature: ArrayLike = 1.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """How far the predictions are from linearly related, over the classes and over the examples, a scalar.
 
-    def among_others(logits: jax.Array) -> jax.Array:
-        return numerics.log_softmax(logits, temperature, others)
+    T² (β · mean_b(1 - r(p_s(b, ·), p_t(b, ·))) + γ · mean_c(1 - r(p_s(·, c), p_t(·, c)))), with p = softmax(z / T) and
+    Pearson's correlation r(x, y) = x̄·ȳ / (‖x̄‖ ‖ȳ‖ + 1e-8) of the centred x̄ and ȳ. The student may be less sure than its
+    teacher, as long as it ranks as the teacher does. A constant row or column has r = 0 with zero gradient; so every column
+    costs 1 when there is one example. The 1e-8 is the published code's: columns of probabilities below 1e-4 pay for it.
 
-    target_class = numerics.divergence(target_and_rest(teacher), target_and_rest(student))
-    non_target_class = numerics.divergence(among_others(teacher), among_others(student), others)
-    alpha, beta, temperature = (jnp.asarray(x, jnp.float32) for x in (alpha, beta, temperature))
-    return jnp.square(temperature) * (alpha * target_class + beta * non_target_class)
+    Args:
+      student: logits [..., classes], floating point of any precision; arithmetic is in float32. All axes but that of the
+        classes count as examples.
+      teacher: logits of the same shape.
+      beta: weight of the correlation over the classes of an example.
+      gamma: weight of the correlation over the examples of a class.
+      temperature: T > 0, a number or a traced scalar.
+      axis: the class axis.
+      where: boolean, broadcastable to the logits: what to keep; examples, classes or both, as if the others had been sliced
+        away. Means are over the examples and the classes of which anything is kept.
+
+    Returns:
+      float32 scalar, between 0 and 2 T² (β + γ) up to rounding; 0 where nothing is kept.
+
+    Raises:
+      ValueError: the shapes differ, a dtype is not floating point, or the temperature is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[2., 0.], [0., 2.]]), jnp.array([[4., 0.], [0., 4.]])
+    >>> print(dist(student, teacher), dist(student, -teacher))
+    0.0 4.0
+
+    Reference:
+      Huang, You, Wang, Qian, Xu. Knowledge Distillation from A Stronger Teacher. 2022. https://arxiv.org/abs/2205.10536
+    """
+    numerics.check_positive('dist', temperature=temperature)
+    where = numerics.mask('dist', where, jnp.shape(student), axis)
+    student, teacher = numerics.pair('dist', student, teacher, axis)
+    classes = student.shape[-1]
+    where = jnp.ones(student.shape, jnp.bool_) if where is None else where
+    p_s, p_t = (jnp.exp(numerics.log_softmax(x, temperature, where)).reshape(-1, classes) for x in (student, teacher))
+    where = where.reshape(-1, classes)
+
+    def distance(axis: int) -> jax.Array:
+        x, y = (_centred(p, axis, where) for p in (p_s, p_t))
+        norms = _root(jnp.sum(jnp.square(x), axis=axis)) * _root(jnp.sum(jnp.square(y), axis=axis))
+        # At x = 0 the quotient has a slope of y / 1e-8, which would throw a student that begins with constant logits far away.
+        correlation = jnp.where(norms > 0, jnp.sum(x * y, axis=axis) / (norms + 1e-8), 0.0)
+        return numerics.masked_mean(1 - correlation, 0, jnp.any(where, axis=axis))
+
+    beta, gamma, temperature = (jnp.asarray(x, jnp.float32) for x in (beta, gamma, temperature))
+    return jnp.square(temperature) * (beta * distance(1) + gamma * distance(0))
+
+
+def standardize_logits(
+    logits: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    """Logits with mean 0 and standard deviation 1 over the classes of each example; not a loss.
+
+    (z - mean z) / (ε + std z), with the standard deviation of C - 1 degrees of freedom. Apply it to both networks before
+    `soft_targets`: the student then learns the order and the proportions of the logits, not their size. Published with T = 2,
+    a weight of 9 and 0.1 of the cross-entropy. Equal logits become zeros, with zero gradient.
+
+    Args:
+      logits: [..., classes], floating point of any precision; arithmetic is in float32.
+      epsilon: ε > 0.
+      axis: the class axis.
+      where: boolean, broadcastable to the logits: classes to keep; the others become 0.
+
+    Returns:
+      float32 of the shape of the logits. Classes at -inf do not count and stay at -inf.
+
+    Raises:
+      ValueError: the dtype is not floating point, or ε is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> print(jnp.round(standardize_logits(jnp.array([[1., 2., 3.], [5., 5., 5.]])), 3))
+    [[-1.  0.  1.]
+     [ 0.  0.  0.]]
+
+    Reference:
+      Sun, Ren, Li, Wang, Cao. Logit Standardization in Knowledge Distillation. 2024. https://arxiv.org/abs/2403.01427
+    """
+    numerics.check_positive('standardize_logits', epsilon=epsilon)
+    where = numerics.mask('standardize_logits', where, jnp.shape(logits), axis)
+    logits = numerics.as_float32('standardize_logits: logits', logits)
+    numerics.check_axis('standardize_logits', axis, logits.shape)
+    logits = jnp.moveaxis(logits, axis, -1)
+    ruled_out = jnp.isneginf(logits) if where is None else jnp.isneginf(logits) & where
+    counted = ~ruled_out if where is None else ~ruled_out & where
+    centred = _centred(logits, -1, counted)
+    freedom = jnp.sum(counted, axis=-1, keepdims=True, dtype=jnp.float32) - 1
+    deviation = _root(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(freedom, 1.0))
+    standardized = jnp.where(deviation > 0, centred / (jnp.asarray(epsilon, jnp.float32) + deviation), 0.0)
+    return jnp.moveaxis(jnp.where(ruled_out, -jnp.inf, standardized), -1, axis)
+
+
+def _centred(x: jax.Array, axis: int, where: jax.Array) -> jax.Array:
+    """`x` minus its mean over what is kept, and 0 elsewhere; exactly 0 where all that is kept is equal."""
+    largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf, where=where))
+    # Without this, rounding would give equal numbers a mean that differs from them, and a direction of noise.
+    x = jnp.where(where, x - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
+    return jnp.where(where, x - jnp.expand_dims(numerics.masked_mean(x, axis, where), axis), 0.0)
+
+
+def _root(squares: jax.Array) -> jax.Array:
+    """The square root, with a gradient of 0 at 0."""
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)

@@ -3,9 +3,9 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from feature_checks import activations, by_examples, check_against_oracle, pool_oracle, value_and_gradients, window
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -15,27 +15,8 @@ from kdjax.losses.features import average_pool
 
 BATCH = 2
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+MEAN_SQUARES = pytest.mark.parametrize('name', ['hint', 'masked_generation'])
 VARIANTS = pytest.mark.parametrize('variant', ['mean_square', 'norm'])
-
-
-def activations(*shape):
-    """Odd multiples of 1/16 in [-4, 4]: exact in float32, and far enough from zero for finite differences of |f|."""
-    integers = arrays(np.int32, shape, elements=st.integers(-32, 31), fill=st.nothing())
-    return integers.map(lambda x: ((2 * x + 1) / 16).astype(np.float32))
-
-
-def pool_oracle(image, height, width):
-    """Adaptive average pooling of [height, width]: output (i, j) is the mean of its window."""
-
-    def window(i, outputs, inputs):
-        return slice(int(np.floor(i * inputs / outputs)), int(np.ceil((i + 1) * inputs / outputs)))
-
-    return np.array(
-        [
-            [image[window(i, height, image.shape[0]), window(j, width, image.shape[1])].mean() for j in range(width)]
-            for i in range(height)
-        ]
-    )
 
 
 def hint_oracle(s, t, where):
@@ -53,58 +34,121 @@ def attention_transfer_oracle(s, t, where, *, power=2, variant='mean_square'):
     return np.mean(difference**2) if variant == 'mean_square' else np.linalg.norm(difference)
 
 
-def by_examples(oracle, student, teacher, where):
-    """The oracle on every example."""
-    return np.array([oracle(*example) for example in zip(student, teacher, where, strict=True)])
+def hierarchical_context_oracle(s, t, where):
+    """The mean squared difference, and half as much for each next pooled size that is smaller than the height."""
+    terms, weights = [hint_oracle(s, t, where)], [1.0]
+    height, width, channels = s.shape
+    for side in (4, 2, 1):
+        if side < height:
+            pooled = [
+                np.mean((s - t)[rows, columns, channel][kept])
+                for rows in (window(i, side, height) for i in range(side))
+                for columns in (window(j, side, width) for j in range(side))
+                for channel in range(channels)
+                if (kept := where[rows, columns, channel]).any()
+            ]
+            terms.append(np.mean(np.square(pooled)) if pooled else 0.0)
+            weights.append(weights[-1] / 2)
+    return np.average(terms, weights=weights)
 
 
-def example_gradient(function, x, step=1e-6):
-    """Central differences of a function whose value for an example depends on that example of `x` alone."""
-    gradient = np.zeros(x.shape)
-    for index in np.ndindex(x.shape[1:]):
-        moved = np.zeros(x.shape[1:])
-        moved[index] = step
-        gradient[(slice(None), *index)] = (function(x + moved) - function(x - moved)) / (2 * step)
-    return gradient
+def channel_wise_oracle(s, t, where, *, temperature=4.0):
+    """T² times the mean over channels of the divergence of softmax(f / T) over the kept positions."""
+    if not where.any():
+        return 0.0
+    p_t, p_s = (np.exp(x[where] / temperature) for x in (t, s))
+    p_t, p_s = p_t / p_t.sum(axis=0), p_s / p_s.sum(axis=0)
+    return temperature**2 * np.mean(np.sum(p_t * np.log(p_t / p_s), axis=0))
 
 
-def value_and_gradients(name, student, teacher, where=None, variant='mean_square', power=2.0):
-    """The values [batch], and the gradients of their sum with respect to student and teacher, as numpy arrays."""
-    return jax.device_get(jitted(name, student, teacher, where, variant=variant, power=np.float32(power)))
+@MEAN_SQUARES
+@EXAMPLES
+@given(activations(BATCH, 2, 3, 2), activations(BATCH, 2, 3, 2), arrays(np.bool_, (BATCH, 2, 3, 2)))
+def test_mean_squares_and_their_gradients_equal_the_oracle_under_any_mask(name, student, teacher, where):
+    check_against_oracle(hint_oracle, (student, teacher, where), value_and_gradients(name, student, teacher, where=where))
 
 
-@functools.partial(jax.jit, static_argnames=('name', 'variant'))
-def jitted(name, student, teacher, where, *, variant, power):
-    """`value_and_gradients` on the device."""
-    options = {} if name == 'hint' else {'variant': variant, 'power': power}
-    values, pullback = jax.vjp(functools.partial(getattr(losses, name), where=where, **options), student, teacher)
-    return values, *pullback(jnp.ones_like(values))
+@MEAN_SQUARES
+@pytest.mark.parametrize('shape', [(3, 4), (3, 5, 4), (3, 2, 2, 4), (3, 2, 2, 2, 4)])
+def test_mean_squares_take_activations_of_any_rank(name, shape):
+    student, teacher = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    expected = by_examples(hint_oracle, student, teacher, np.ones(shape, bool))
+    np.testing.assert_allclose(value_and_gradients(name, student, teacher)[0], expected, rtol=1e-5)
 
 
-def check_against_oracle(oracle, student, teacher, where, computed):
-    """Compares values and both gradients."""
-    s, t = student.astype(np.float64), teacher.astype(np.float64)
-    values, *gradients = computed
-    np.testing.assert_allclose(values, by_examples(oracle, s, t, where), rtol=1e-5, atol=1e-6)
-    expected = (
-        example_gradient(lambda x: by_examples(oracle, x, t, where), s),
-        example_gradient(lambda x: by_examples(oracle, s, x, where), t),
-    )
-    for gradient, reference in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(reference).max()))
+# Where the pools are 4, 2 and 1, the first of them wider than the map; 2 and 1; 1; none.
+@pytest.mark.parametrize('size', [(5, 3), (4, 4), (2, 3), (1, 3)])
+@settings(EXAMPLES, max_examples=5)
+@given(data=st.data())
+def test_hierarchical_context_values_and_gradients_equal_the_oracle_under_any_mask(data, size):
+    student, teacher = (data.draw(activations(BATCH, *size, 2)) for _ in range(2))
+    where = data.draw(arrays(np.bool_, (BATCH, *size, 2)))
+    for mask in (where, np.ones_like(where)):
+        computed = value_and_gradients('hierarchical_context', student, teacher, where=mask)
+        check_against_oracle(hierarchical_context_oracle, (student, teacher, mask), computed)
+    unmasked = value_and_gradients('hierarchical_context', student, teacher)
+    for x, y in zip(unmasked, computed, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 @EXAMPLES
-@given(activations(BATCH, 2, 3, 2), activations(BATCH, 2, 3, 2), arrays(np.bool_, (BATCH, 2, 3, 2)))
-def test_hint_values_and_gradients_equal_the_oracle_under_any_mask(student, teacher, where):
-    check_against_oracle(hint_oracle, student, teacher, where, value_and_gradients('hint', student, teacher, where))
+@given(activations(3, 5, 4, 2), st.permutations(range(3)))
+def test_hierarchical_context_of_a_shift_is_its_square(features, order):
+    """At every resolution alike: the weights add up to one."""
+    for result in value_and_gradients('hierarchical_context', features, features):
+        np.testing.assert_array_equal(result, np.zeros(result.shape))
+    shifts = np.array([0.0, 1.0, 3.0], np.float32)[np.array(order)]
+    values, *_ = value_and_gradients('hierarchical_context', features, features + shifts[:, None, None, None])
+    np.testing.assert_allclose(values, shifts**2, rtol=1e-5)
 
 
-@pytest.mark.parametrize('shape', [(3, 4), (3, 5, 4), (3, 2, 2, 4), (3, 2, 2, 2, 4)])
-def test_hint_takes_activations_of_any_rank(shape):
-    student, teacher = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-    expected = by_examples(hint_oracle, student, teacher, np.ones(shape, bool))
-    np.testing.assert_allclose(value_and_gradients('hint', student, teacher)[0], expected, rtol=1e-5)
+def test_hierarchical_context_forgives_what_averages_out():
+    """A checkerboard has no mean in any pool of 4x4 of a map of 8x8: 1 at full size alone, over weights of 1.875."""
+    board = np.where(np.indices((8, 8)).sum(axis=0) % 2, 1.0, -1.0).astype(np.float32)[None, ..., None]
+    np.testing.assert_allclose(losses.hierarchical_context(board, np.zeros_like(board)), [1 / 1.875], rtol=1e-6)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 4.0])
+@settings(EXAMPLES, max_examples=10)
+@given(activations(BATCH, 2, 3, 2), activations(BATCH, 2, 3, 2), arrays(np.bool_, (BATCH, 2, 3)))
+def test_channel_wise_values_and_gradients_equal_the_oracle_under_any_mask(temperature, student, teacher, where):
+    oracle = functools.partial(channel_wise_oracle, temperature=temperature)
+    # 4 is the default.
+    options = {} if temperature == 4 else {'temperature': temperature}
+    computed = value_and_gradients('channel_wise', student, teacher, where=where[..., None], **options)
+    check_against_oracle(oracle, (student, teacher, where), computed)
+
+
+@EXAMPLES
+@given(activations(BATCH, 3, 2, 3), activations(BATCH, 3, 2, 3), st.permutations(range(3)), activations(2, 3))
+def test_channel_wise_sees_neither_the_order_nor_the_level_of_channels(student, teacher, order, levels):
+    """A common order of positions does not matter either."""
+    values, *_ = value_and_gradients('channel_wise', student, teacher)
+    moved = [(x + level)[:, ::-1, :, np.array(order)] for x, level in zip((student, teacher), levels, strict=True)]
+    np.testing.assert_allclose(value_and_gradients('channel_wise', *moved)[0], values, rtol=1e-5, atol=1e-5)
+    assert np.all(values >= 0)
+    for result in value_and_gradients('channel_wise', student, student):
+        np.testing.assert_allclose(result, np.zeros(result.shape), atol=1e-6)
+
+
+def test_channel_wise_is_half_a_variance_at_high_temperatures():
+    """Of the difference of both maps, over positions: T² keeps the loss from going to zero."""
+    student, teacher = np.random.default_rng(7).normal(size=(2, BATCH, 3, 3, 2)).astype(np.float32)
+    expected = np.mean(np.var(student - teacher, axis=(1, 2)), axis=-1) / 2
+    np.testing.assert_allclose(losses.channel_wise(student, teacher, temperature=1e3), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize('name', ['channel_wise', 'hierarchical_context'])
+def test_what_needs_positions_takes_images_alone(name):
+    with pytest.raises(ValueError, match=rf'^{name}: activations must be \[batch, height, width, channels\], got \(2, 3, 4\)$'):
+        getattr(losses, name)(np.ones((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32))
+
+
+@pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan')])
+def test_channel_wise_refuses_temperatures_that_are_not_positive(temperature):
+    features = np.ones((1, 2, 2, 3), np.float32)
+    with pytest.raises(ValueError, match=r'^channel_wise: temperature must be positive, got [^\n]+$'):
+        losses.channel_wise(features, features, temperature=temperature)
 
 
 @EXAMPLES
@@ -139,8 +183,8 @@ def test_attention_transfer_values_and_gradients_equal_the_oracle(data, student_
         # The norm of a difference has no derivative where the maps agree: there is nothing to compare then.
         values = by_examples(oracle, student.astype(np.float64), teacher.astype(np.float64), where)
         assume(np.all(values[where.any(axis=(1, 2))] > 1e-2))
-    computed = value_and_gradients('attention_transfer', student, teacher, where[..., None], **options)
-    check_against_oracle(oracle, student, teacher, where, computed)
+    computed = value_and_gradients('attention_transfer', student, teacher, where=where[..., None], **options)
+    check_against_oracle(oracle, (student, teacher, where), computed)
 
 
 def test_attention_transfer_defaults_to_squares_and_their_mean():
@@ -257,7 +301,7 @@ def test_attention_transfer_of_small_positions_equals_slicing_where_the_large_on
     student, teacher = (rng.normal(size=(BATCH, 3, 3, channels)).astype(np.float32) for channels in (3, 4))
     student[:, :, 1:] *= np.float32(ratio)
     where = np.broadcast_to(np.array([[False], [True], [True]]), (BATCH, 3, 3, 1))
-    values, gradient, _ = value_and_gradients('attention_transfer', student, teacher, where)
+    values, gradient, _ = value_and_gradients('attention_transfer', student, teacher, where=where)
     expected, sliced, _ = value_and_gradients('attention_transfer', student[:, :, 1:], teacher[:, :, 1:])
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient[:, :, 1:] * ratio, sliced * ratio, rtol=1e-5, atol=1e-6)
@@ -279,6 +323,17 @@ def test_a_zero_activation_has_an_attention_map_of_zeros():
     values, student_gradient, _ = value_and_gradients('attention_transfer', zero, other)
     np.testing.assert_allclose(values, [0.25], rtol=1e-6)
     np.testing.assert_array_equal(student_gradient, np.zeros_like(zero))
+
+
+def test_channel_wise_is_finite_for_every_pair_of_extreme_activations():
+    """Where one network is sure of one position and the other of another, too."""
+    rows = extreme_features()
+    student, teacher = (np.stack(x) for x in zip(*[(s, t) for s in rows for t in rows], strict=True))
+    values, *gradients = value_and_gradients('channel_wise', student, teacher)
+    assert np.all(np.isfinite(values))
+    assert np.all(values >= 0)
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient))
 
 
 @VARIANTS

@@ -1,0 +1,325 @@
+"""Contrastive losses: the student's embedding of an example must be nearer to the teacher's of the same than of other examples.
+
+`info_nce` takes the others from the batch. `crd` takes many more from two memory banks, one row per training example and
+network, which the caller keeps: `negatives` draws them, `update_memory` writes the batch's embeddings into a bank.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kdjax.losses import numerics
+from kdjax.losses.relations import count, embeddings
+
+
+def info_nce(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.07,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Cross-entropy of finding each example's other embedding among those of the batch, a scalar.
+
+    The mean over examples and both directions: -½ Σ_i (log softmax_j(⟨s_i, t_j⟩ / T)_i + log softmax_j(⟨t_i, s_j⟩ / T)_i) / B,
+    with s and t of L2 norm 1. Some code has the first direction only. Not zero where both networks agree, unless T goes to 0.
+
+    Args:
+      student: embeddings [batch, ..., channels], floating point of any precision; arithmetic is in float32.
+      teacher: embeddings of the same width.
+      temperature: T > 0, a number or a traced scalar, which may be trained.
+      axis: the channel axis.
+      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+
+    Returns:
+      float32 scalar, in nats, never negative; 0 for one example, or where none is kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[1., 0.], [0., 1.]]), jnp.array([[3., 0.], [0., 4.]])
+    >>> print(info_nce(student, teacher, temperature=1.0), info_nce(student, teacher[::-1], temperature=1.0))
+    0.313 1.313
+
+    Reference:
+      Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding. 2018. https://arxiv.org/abs/1807.03748
+    """
+    numerics.check_positive('info_nce', temperature=temperature)
+    student, teacher, where = _same_width('info_nce', student, teacher, axis, where)
+    similarities = jnp.matmul(student, teacher.T, precision=jax.lax.Precision.HIGHEST)
+
+    def own(logits: jax.Array) -> jax.Array:
+        return jnp.diagonal(numerics.log_softmax(logits, temperature, None if where is None else where[None]))
+
+    return -jnp.sum((own(similarities) + own(similarities.T)) / 2, where=where) / count(student, where)
+
+
+def crd(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    student_memory: ArrayLike,
+    teacher_memory: ArrayLike,
+    *,
+    examples: int,
+    student_normalizer: ArrayLike | None = None,
+    teacher_normalizer: ArrayLike | None = None,
+    temperature: ArrayLike = 0.07,
+    epsilon: float = 1e-7,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Contrastive representation distillation: tell the example's own row of a memory from K others, per example [0.8].
+
+    Both directions: the student's embedding v against rows w_0 (its own) ... w_K of the teacher's bank, and the teacher's
+    against the student's. Each is -log h_0 - Σ_k log(1 - h_k), with h = p / (p + K / examples + ε), p = exp(⟨v, w⟩ / T) / Z.
+    Published code leaves ε out of the numerator of 1 - h. All is done in log space: h is the sigmoid of a difference of logs.
+
+    Z is published as `examples` times the mean exponential of the first batch, never changed after it: compute it once with
+    `crd_normalizer` and hand it on. With None it is that of this batch, without a gradient. The banks have none either where
+    they are the state of a training run.
+
+    Args:
+      student: embeddings [batch, ..., channels], floating point of any precision; arithmetic is in float32. They are divided
+        by their L2 norms here.
+      teacher: embeddings of the same width.
+      student_memory: rows of the student's bank, [batch, 1 + K, channels]: each example's own, then its negatives. Taken as
+        they are: `update_memory` keeps their norms at 1.
+      teacher_memory: rows of the teacher's bank for the same examples, of the same shape.
+      examples: how many rows a bank has.
+      student_normalizer: Z of the student's embeddings against the teacher's bank, a scalar.
+      teacher_normalizer: Z of the teacher's embeddings against the student's bank, a scalar.
+      temperature: T > 0, a number or a traced scalar.
+      epsilon: ε > 0.
+      axis: the channel axis of student and teacher.
+      where: boolean [batch]: examples to keep.
+
+    Returns:
+      float32 [batch], in nats, never negative; 0 for examples that are not kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or a hyperparameter is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[1., 0.]]), jnp.array([[0., 2.]])
+    >>> memory = jnp.array([[[1., 0.], [0., 1.], [-1., 0.]]])
+    >>> print(crd(student, teacher, memory, memory, examples=10, temperature=1.0))
+    [3.454]
+
+    Reference:
+      Tian, Krishnan, Isola. Contrastive Representation Distillation. 2020. https://arxiv.org/abs/1910.10699
+    """
+    numerics.check_positive('crd', examples=examples, temperature=temperature, epsilon=epsilon)
+    student, teacher, where = _same_width('crd', student, teacher, axis, where)
+    total = jnp.zeros(student.shape[0], jnp.float32)
+    for embedding, name, memory, normalizer in (
+        (student, 'teacher_memory', teacher_memory, student_normalizer),
+        (teacher, 'student_memory', student_memory, teacher_normalizer),
+    ):
+        scores = _scores('crd', embedding, name, memory, temperature)
+        if normalizer is None:
+            log_normalizer = jax.lax.stop_gradient(_log_normalizer(scores, examples, where))
+        else:
+            log_normalizer = jnp.log(jnp.asarray(normalizer, jnp.float32))
+        noise = (scores.shape[1] - 1) / examples + epsilon
+        odds = scores - log_normalizer - jnp.log(jnp.float32(noise))
+        total -= jax.nn.log_sigmoid(odds[:, 0]) + jnp.sum(jax.nn.log_sigmoid(-odds[:, 1:]), axis=1)
+    return total if where is None else jnp.where(where, total, 0.0)
+
+
+def crd_normalizer(
+    embedding: ArrayLike,
+    memory: ArrayLike,
+    *,
+    examples: int,
+    temperature: ArrayLike = 0.07,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """The constant Z of `crd` from a first batch, a scalar: `examples` times the mean of exp(⟨v, w⟩ / T).
+
+    float32 holds it for T above 0.015 or so.
+
+    Args:
+      embedding: one network's embeddings [batch, ..., channels]; they are divided by their L2 norms here.
+      memory: rows of the other network's bank, [batch, 1 + K, channels].
+      examples: how many rows a bank has.
+      temperature: T > 0.
+      axis: the channel axis of the embedding.
+      where: boolean [batch]: examples to keep.
+
+    Returns:
+      float32 scalar, without a gradient.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or a hyperparameter is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> print(crd_normalizer(jnp.array([[5., 0.]]), jnp.array([[[1., 0.], [0., 1.]]]), examples=10, temperature=1.0))
+    18.59
+    """
+    numerics.check_positive('crd_normalizer', examples=examples, temperature=temperature)
+    embedding, _, where = _same_width('crd_normalizer', embedding, embedding, axis, where)
+    scores = _scores('crd_normalizer', embedding, 'memory', memory, temperature)
+    return jax.lax.stop_gradient(jnp.exp(_log_normalizer(scores, examples, where)))
+
+
+class ClassIndex(NamedTuple):
+    """The training examples sorted by class, as `class_index` makes it: all that `negatives` needs to know of the labels.
+
+    `order` are the examples sorted by class. The class of example i is at `order[starts[i] : starts[i] + counts[i]]`.
+    """
+
+    order: jax.Array
+    starts: jax.Array
+    counts: jax.Array
+
+
+def class_index(labels: ArrayLike) -> ClassIndex:
+    """Sorts the labels of all training examples, once, for `negatives`. An example without a label is a class of its own.
+
+    Args:
+      labels: integers [examples]; negative where unknown.
+
+    Returns:
+      Three int32 arrays [examples].
+
+    Raises:
+      ValueError: the labels are not integers [examples], or all examples are of one class, which leaves no negatives.
+
+    >>> print(class_index([1, 0, 1, -1]).counts)
+    [2 1 2 1]
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f'class_index: labels must be integers [examples], got {labels.dtype} {labels.shape}')
+    labels = labels.astype(np.int64)
+    unknown = np.flatnonzero(labels < 0)
+    labels[unknown] = -1 - unknown
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        raise ValueError('class_index: all examples are of one class, so that none has a negative')
+    starts = np.cumsum(sizes) - sizes
+    columns = np.argsort(classes, kind='stable'), starts[classes], sizes[classes]
+    return ClassIndex(*(jnp.asarray(column, jnp.int32) for column in columns))
+
+
+def negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: int) -> jax.Array:
+    """Draws examples of other classes for each example of a batch, uniformly and with replacement.
+
+    Costs one random integer and one look-up per negative, however many classes there are. The negatives of an unlabelled
+    example are all but itself; unlabelled examples are negatives of all others.
+
+    Args:
+      key: a random key.
+      indices: which training examples make up the batch, integers [batch].
+      index: `class_index` of the labels of all training examples.
+      size: how many to draw for each, K.
+
+    Returns:
+      int32 [batch, K], indices of training examples.
+
+    Raises:
+      ValueError: the indices are not integers [batch].
+
+    >>> index = class_index([0, 0, 1])
+    >>> print(negatives(jax.random.key(0), jnp.array([0, 1]), index, 3))
+    [[2 2 2]
+     [2 2 2]]
+    """
+    indices = _check_indices('negatives', indices)
+    starts, counts = index.starts[indices][:, None], index.counts[indices][:, None]
+    drawn = jax.random.randint(key, (indices.shape[0], size), 0, index.order.shape[0] - counts)
+    return index.order[jnp.where(drawn < starts, drawn, drawn + counts)]
+
+
+def update_memory(
+    bank: ArrayLike,
+    indices: ArrayLike,
+    embedding: ArrayLike,
+    *,
+    momentum: ArrayLike = 0.5,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """The bank with the batch's rows moved towards their new embeddings: l2norm(m · row + (1 - m) · l2norm(embedding)).
+
+    Rows may lie on several devices, and the bank may be donated.
+
+    Args:
+      bank: float32 [examples, channels].
+      indices: the examples of the batch, integers [batch], each at most once among those kept.
+      embedding: their embeddings [batch, channels], floating point of any precision.
+      momentum: m in [0, 1).
+      where: boolean [batch]: the rows of the others stay as they are.
+
+    Returns:
+      A bank of the same shape and dtype.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> print(update_memory(jnp.eye(3, 2), jnp.array([0]), jnp.array([[0., 7.]])))
+    [[0.707 0.707]
+     [0.    1.   ]
+     [0.    0.   ]]
+
+    Reference:
+      Wu, Xiong, Yu, Lin. Unsupervised Feature Learning via Non-Parametric Instance Discrimination. 2018.
+      https://arxiv.org/abs/1805.01978
+    """
+    bank, indices = jnp.asarray(bank), _check_indices('update_memory', indices)
+    embedding = numerics.as_float32('update_memory: embedding', embedding)
+    if bank.ndim != 2 or embedding.shape != (indices.shape[0], bank.shape[1]):
+        raise ValueError(
+            f'update_memory: embedding {embedding.shape} must be [batch, channels] for {indices.shape[0]} indices into a bank '
+            f'{bank.shape}'
+        )
+    momentum = jnp.asarray(momentum, jnp.float32)
+    rows = bank[indices].astype(jnp.float32)
+    rows = numerics.l2_normalize(momentum * rows + (1 - momentum) * numerics.l2_normalize(embedding, axis=1), axis=1)
+    where = numerics.mask('update_memory', where, indices.shape, 0)
+    if where is not None:
+        # No row has this index: what is written to it is dropped.
+        indices = jnp.where(where, indices, bank.shape[0])
+    return bank.at[indices].set(rows.astype(bank.dtype), mode='drop')
+
+
+def _same_width(
+    loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Flattened embeddings of L2 norm 1."""
+    shapes = jnp.shape(student), jnp.shape(teacher)
+    student, teacher, where = embeddings(loss, student, teacher, axis, where)
+    if student.shape != teacher.shape:
+        raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must have the same width')
+    return numerics.l2_normalize(student, axis=1), numerics.l2_normalize(teacher, axis=1), where
+
+
+def _scores(loss: str, embedding: jax.Array, name: str, memory: ArrayLike, temperature: ArrayLike) -> jax.Array:
+    """⟨v, w⟩ / T, [batch, 1 + K]."""
+    memory = numerics.as_float32(f'{loss}: {name}', memory)
+    batch, width = embedding.shape
+    if memory.ndim != 3 or memory.shape[::2] != (batch, width) or memory.shape[1] < 2:
+        raise ValueError(f'{loss}: {name} {memory.shape} must be [{batch}, 1 + K, {width}] for embeddings {embedding.shape}')
+    products = jnp.einsum('bd,bkd->bk', embedding, memory, precision=jax.lax.Precision.HIGHEST)
+    return products / jnp.asarray(temperature, jnp.float32)
+
+
+def _log_normalizer(scores: jax.Array, examples: int, where: jax.Array | None) -> jax.Array:
+    """The logarithm of Z; examples outside `where` are not counted."""
+    kept = None if where is None else jnp.broadcast_to(where[:, None], scores.shape)
+    total = jax.nn.logsumexp(scores, where=kept)
+    log_mean = total - jnp.log(count(scores, where) * scores.shape[1])
+    return jnp.where(jnp.isfinite(total), log_mean, 0.0) + jnp.log(jnp.float32(examples))
+
+
+def _check_indices(function: str, indices: ArrayLike) -> jax.Array:
+    indices = jnp.asarray(indices)
+    if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f'{function}: indices must be integers [batch], got {indices.dtype} {indices.shape}')
+    return indices

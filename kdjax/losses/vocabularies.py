@@ -1,0 +1,360 @@
+"""Losses for large vocabularies, and for teachers of which only some classes are known.
+
+All are the divergence of `soft_targets`, per example: from the teacher's largest logits and the mass of the rest, over the
+classes that a teacher has in common with its student, or from the hidden states and kernels that the logits are products of.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kdjax.losses import numerics
+
+
+def top_k_soft_targets(
+    student: ArrayLike,
+    top_logits: ArrayLike,
+    top_indices: ArrayLike,
+    rest: ArrayLike,
+    *,
+    temperature: ArrayLike = 4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Divergence of the student from the teacher's k largest logits and the mass of the rest, per example.
+
+    T² · KL over k + 1 buckets: the k classes, and one that holds all others. It is at most `soft_targets`, equal to it where
+    k is the number of classes, and never negative. To renormalise over the k classes alone, as is often done, would leave
+    the student free to put any mass on the others.
+
+    Args:
+      student: logits [..., classes], floating point of any precision; arithmetic is in float32.
+      top_logits: the teacher's logits of k classes, [..., k], as it gave them: not divided by T.
+      top_indices: integers [..., k], which classes those are, each once. Outside [0, classes), the value is finite but means
+        nothing.
+      rest: [...], logsumexp of the teacher's logits divided by T over all other classes; -inf where there are none. Since the
+        sum depends on T, a triple that was stored holds for the temperature that it was made with: `top_k_logits` makes it.
+      temperature: T > 0, a number or a traced scalar.
+      axis: the class axis of `student`, and that of the k in `top_logits` and `top_indices`.
+      where: boolean, broadcastable to the student's logits: classes to keep. The triple must have been made with it too.
+
+    Returns:
+      float32 of shape [...], in nats, never negative; 0 where no class is kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[0., 0., 0., 0.]]), jnp.array([[3., 2., 0., 0.]])
+    >>> print(top_k_soft_targets(student, *top_k_logits(teacher, 2, temperature=1.0), temperature=1.0))
+    [0.549]
+
+    Reference:
+      Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
+    """
+    numerics.check_positive('top_k_soft_targets', temperature=temperature)
+    where = numerics.mask('top_k_soft_targets', where, jnp.shape(student), axis)
+    student = numerics.as_float32('top_k_soft_targets: student', student)
+    top_logits = numerics.as_float32('top_k_soft_targets: top_logits', top_logits)
+    rest = numerics.as_float32('top_k_soft_targets: rest', rest)
+    numerics.check_axis('top_k_soft_targets', axis, student.shape)
+    fits = top_logits.ndim == student.ndim and top_logits.shape == jnp.shape(top_indices)
+    student = jnp.moveaxis(student, axis, -1)
+    if fits:
+        top_logits, indices = (jnp.moveaxis(jnp.asarray(x), axis, -1) for x in (top_logits, top_indices))
+        fits = top_logits.shape[:-1] == rest.shape == student.shape[:-1]
+    if not fits:
+        raise ValueError(
+            f'top_k_soft_targets: student {student.shape} (classes last) needs top_logits and top_indices of its shape but for '
+            f'k classes, and rest {student.shape[:-1]}, got {top_logits.shape}, {jnp.shape(top_indices)} and {rest.shape}'
+        )
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f'top_k_soft_targets: top_indices must be integer class indices, got {indices.dtype}')
+
+    temperature = jnp.asarray(temperature, jnp.float32)
+    log_s = numerics.log_softmax(student, temperature, where)
+    kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
+    indices = jnp.clip(indices.astype(jnp.int32), 0, student.shape[-1] - 1)
+    others = jnp.put_along_axis(kept, indices, jnp.bool_(False), axis=-1, inplace=False)
+    log_other = jax.nn.logsumexp(jnp.where(others, log_s, numerics.LOG_ZERO), axis=-1, keepdims=True)
+    log_s = jnp.concatenate([jnp.take_along_axis(log_s, indices, axis=-1), log_other], axis=-1)
+    buckets = [jnp.take_along_axis(kept, indices, axis=-1), jnp.any(others, axis=-1, keepdims=True)]
+    kept = jnp.concatenate(buckets, axis=-1)
+    log_t = numerics.log_softmax(jnp.concatenate([top_logits / temperature, rest[..., None]], axis=-1), where=kept)
+    return jnp.square(temperature) * numerics.divergence(log_t, log_s, kept)
+
+
+def top_k_logits(
+    teacher: ArrayLike, k: int, *, temperature: ArrayLike = 4.0, axis: int = -1, where: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The teacher's k largest logits, their classes, and the mass of the rest, as `top_k_soft_targets` takes them.
+
+    Storing these instead of all logits makes a teacher's predictions on a data set C / (2k + 1) times smaller.
+
+    Args:
+      teacher: logits [..., classes], floating point of any precision; arithmetic is in float32.
+      k: how many classes to keep, at most all.
+      temperature: T > 0, that of the loss: `rest` depends on it.
+      axis: the class axis.
+      where: boolean, broadcastable to the logits: classes to keep.
+
+    Returns:
+      Logits as they were [..., k] in float32, largest first; class indices [..., k], int32; and logsumexp(z / T) over all other
+      classes [...], float32, -inf where there are none.
+
+    Raises:
+      ValueError: there are no k classes, the dtype is not floating point, or the temperature is not positive.
+
+    >>> import jax.numpy as jnp
+    >>> logits, indices, rest = top_k_logits(jnp.array([0., 5., 0., 7.]), 2, temperature=1.0)
+    >>> print(logits, indices, rest)
+    [7. 5.] [3 1] 0.693
+    """
+    numerics.check_positive('top_k_logits', temperature=temperature)
+    where = numerics.mask('top_k_logits', where, jnp.shape(teacher), axis)
+    teacher = numerics.as_float32('top_k_logits: teacher', teacher)
+    numerics.check_axis('top_k_logits', axis, teacher.shape)
+    teacher = jnp.moveaxis(teacher, axis, -1)
+    if not 1 <= k <= teacher.shape[-1]:
+        raise ValueError(f'top_k_logits: k must be between 1 and the number of classes, {teacher.shape[-1]}, got {k}')
+    if where is not None:
+        teacher = jnp.where(where, teacher, -jnp.inf)
+    logits, indices = jax.lax.top_k(teacher, k)
+    others = jnp.put_along_axis(teacher, indices, jnp.float32(-jnp.inf), axis=-1, inplace=False)
+    possible = ~jnp.isneginf(others)
+    scaled = jnp.where(possible, others, numerics.LOG_ZERO) / jnp.asarray(temperature, jnp.float32)
+    rest = jax.nn.logsumexp(jnp.where(possible, scaled, numerics.LOG_ZERO), axis=-1)
+    rest = jnp.where(jnp.any(possible, axis=-1), rest, -jnp.inf)
+    return jnp.moveaxis(logits, -1, axis), jnp.moveaxis(indices.astype(jnp.int32), -1, axis), rest
+
+
+def subset_soft_targets(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    classes: ArrayLike | Sequence[int],
+    *,
+    temperature: ArrayLike = 4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Divergence of the student from a teacher that knows only some of its classes, per example.
+
+    `soft_targets` with the student renormalised over `classes`: what it says of the other classes is not this teacher's
+    business. The sum over several teachers unites their classes.
+
+    Args:
+      student: logits [..., classes of the student], floating point of any precision; arithmetic is in float32.
+      teacher: logits [..., classes of the teacher].
+      classes: which class of the student each class of the teacher is; integers in the teacher's order, each once.
+      temperature: T > 0, a number or a traced scalar.
+      axis: the class axis.
+      where: boolean, broadcastable to the teacher's logits: classes to keep.
+
+    Returns:
+      float32 of shape [...], in nats, never negative; 0 where no class is kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, the temperature is not positive, or `classes` are known at trace time and repeat
+        a class or name one that the student does not have.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[2., 9., 0.]]), jnp.array([[0., 2.]])
+    >>> print(subset_soft_targets(student, teacher, [0, 2], temperature=1.0))
+    [1.523]
+
+    Reference:
+      Vongkulbhisal, Vinayavekhin, Visentini-Scarzanella. Unifying Heterogeneous Classifiers with Distillation. 2019.
+      https://arxiv.org/abs/1904.06062
+    """
+    numerics.check_positive('subset_soft_targets', temperature=temperature)
+    student = numerics.as_float32('subset_soft_targets: student', student)
+    teacher = numerics.as_float32('subset_soft_targets: teacher', teacher)
+    numerics.check_axis('subset_soft_targets', axis, student.shape)
+    classes = _class_indices(classes, student.shape[axis])
+    expected = list(student.shape)
+    expected[axis] = classes.size
+    if teacher.shape != tuple(expected):
+        raise ValueError(
+            f'subset_soft_targets: student {student.shape} and teacher {teacher.shape} do not fit: '
+            f'with {classes.size} classes the teacher must be {tuple(expected)}'
+        )
+    where = numerics.mask('subset_soft_targets', where, teacher.shape, axis)
+    log_s, log_t = (
+        numerics.log_softmax(jnp.moveaxis(x, axis, -1), temperature, where)
+        for x in (jnp.take(student, classes, axis=axis, mode='clip'), teacher)
+    )
+    return jnp.square(jnp.asarray(temperature, jnp.float32)) * numerics.divergence(log_t, log_s, where)
+
+
+def linear_soft_targets(
+    student_hidden: ArrayLike,
+    student_kernel: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_kernel: ArrayLike,
+    *,
+    temperature: ArrayLike = 4.0,
+    chunk: int = 256,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """`soft_targets` of the logits hidden · kernel, without ever holding the logits of all tokens; per example, here a token.
+
+    T² · KL(p_t || p_s), with p = softmax(h W / T). The value is computed for `chunk` tokens at a time; the gradient computes
+    the logits again, for all tokens and as large a share of the vocabulary, so that no gradient of a kernel is summed over
+    chunks. Memory is that of chunk · vocabulary logits, for one product of matrices in three more than autodiff needs. All
+    four arrays have gradients; under `jit` those that are not asked for are not computed. Reverse mode only.
+
+    Args:
+      student_hidden: [..., width of the student], floating point of any precision; products are summed in float32.
+      student_kernel: [width of the student, vocabulary].
+      teacher_hidden: [..., width of the teacher].
+      teacher_kernel: [width of the teacher, vocabulary].
+      temperature: T > 0, a number or a traced scalar.
+      chunk: number of tokens at a time, at least 1; it changes memory and speed, and the result by rounding alone.
+      axis: the axis of both hidden states that the kernels are multiplied with.
+      where: boolean, broadcastable to the hidden states without `axis`: tokens to keep.
+
+    Returns:
+      float32 of shape [...], in nats, never negative; 0 for tokens that are not kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, the temperature is not positive, or `chunk` is not an integer of at least 1.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher, kernel = jnp.array([[2., 0.]]), jnp.array([[0., 2.]]), jnp.eye(2)
+    >>> print(linear_soft_targets(student, kernel, teacher, kernel, temperature=1.0))
+    [1.523]
+
+    Reference:
+      Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
+    """
+    numerics.check_positive('linear_soft_targets', temperature=temperature)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f'linear_soft_targets: chunk must be an integer of at least 1, got {chunk}')
+    hidden = (
+        _floating('the hidden states of the student', student_hidden),
+        _floating('the hidden states of the teacher', teacher_hidden),
+    )
+    kernels = _floating('the kernel of the student', student_kernel), _floating('the kernel of the teacher', teacher_kernel)
+    for x in hidden:
+        numerics.check_axis('linear_soft_targets', axis, x.shape)
+    shapes = ' and '.join(f'{x.shape} · {kernel.shape}' for x, kernel in zip(hidden, kernels, strict=True))
+    hidden = tuple(jnp.moveaxis(x, axis, -1) for x in hidden)
+    if any(kernel.shape[:-1] != x.shape[-1:] for x, kernel in zip(hidden, kernels, strict=True)):
+        raise ValueError(f'linear_soft_targets: kernels must be [width, vocabulary], got hidden states and kernels {shapes}')
+    tokens = hidden[0].shape[:-1]
+    if tokens != hidden[1].shape[:-1] or kernels[0].shape[1] != kernels[1].shape[1]:
+        raise ValueError(f'linear_soft_targets: student and teacher must have the same tokens and vocabulary, got {shapes}')
+
+    hidden = tuple(x.reshape(-1, x.shape[-1]) for x in hidden)
+    if where is not None:
+        where = numerics.mask('linear_soft_targets', where, tokens or (1,), -1).reshape(-1)
+        # What is masked may be as large as it likes, and must not reach the products.
+        hidden = tuple(jnp.where(where[:, None], x, jnp.zeros_like(x)) for x in hidden)
+    blocks = max(1, -(-len(hidden[0]) // chunk))
+    values = _linear_soft_targets(blocks, hidden, kernels, jnp.asarray(temperature, jnp.float32))
+    return (values if where is None else jnp.where(where, values, 0.0)).reshape(tokens)
+
+
+Two = tuple[jax.Array, jax.Array]  # the student's and the teacher's
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear_soft_targets(blocks: int, hidden: Two, kernels: Two, temperature: jax.Array) -> jax.Array:
+    """T²·KL for hidden states [tokens, width], with the tokens, and in the gradient the vocabulary, in so many blocks."""
+    return _linear_forward(blocks, hidden, kernels, temperature)[0]
+
+
+def _linear_forward(
+    blocks: int, hidden: Two, kernels: Two, temperature: jax.Array
+) -> tuple[jax.Array, tuple[Two, Two, jax.Array, jax.Array, Two]]:
+    tokens = len(hidden[0])
+    size = -(-tokens // blocks)
+
+    def block(hidden: Two) -> tuple[jax.Array, Two]:
+        scaled = [_product(x, kernel) / temperature for x, kernel in zip(hidden, kernels, strict=True)]
+        log_totals = tuple(jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in scaled)
+        log_s, log_t = (x - log_total for x, log_total in zip(scaled, log_totals, strict=True))
+        return numerics.divergence(log_t, log_s), log_totals
+
+    padded = [jnp.pad(x, ((0, blocks * size - tokens), (0, 0))) for x in hidden]
+    results = jax.lax.map(block, tuple(x.reshape(blocks, size, x.shape[1]) for x in padded))
+    divergence, log_totals = jax.tree.map(lambda x: x.reshape(blocks * size)[:tokens], results)
+    return jnp.square(temperature) * divergence, (hidden, kernels, temperature, divergence, log_totals)
+
+
+def _linear_backward(
+    blocks: int, residuals: tuple[Two, Two, jax.Array, jax.Array, Two], cotangent: jax.Array
+) -> tuple[Two, Two, jax.Array]:
+    hidden, kernels, temperature, divergence, log_totals = residuals
+    vocabulary = kernels[0].shape[1]
+    size = -(-vocabulary // blocks)
+    scale = (temperature * cotangent)[:, None]
+
+    def block(i: jax.Array, gradients: tuple[Two, Two]) -> tuple[Two, Two]:
+        # Where the vocabulary does not divide, the last blocks begin early and meet some classes again. They write the
+        # gradients of those columns again, which are the same, but must not add to those of the hidden states again.
+        start = jnp.minimum(i * size, vocabulary - size)
+        new = start + jnp.arange(size) >= i * size
+        columns = [jax.lax.dynamic_slice_in_dim(kernel, start, size, axis=1) for kernel in kernels]
+        log_s, log_t = (
+            _product(x, kernel) / temperature - log_total[:, None]
+            for x, kernel, log_total in zip(hidden, columns, log_totals, strict=True)
+        )
+        p_s, p_t = jnp.exp(log_s), jnp.exp(log_t)
+        of_logits = scale * (p_s - p_t), scale * p_t * (log_t - log_s - divergence[:, None])
+        of_hidden, of_kernels = gradients
+        of_hidden = tuple(
+            total + _product(gradient, jnp.where(new, kernel, jnp.zeros_like(kernel)).T)
+            for total, gradient, kernel in zip(of_hidden, of_logits, columns, strict=True)
+        )
+        of_kernels = tuple(
+            jax.lax.dynamic_update_slice_in_dim(whole, _product(x.T, gradient).astype(whole.dtype), start, axis=1)
+            for whole, gradient, x in zip(of_kernels, of_logits, hidden, strict=True)
+        )
+        return of_hidden, of_kernels
+
+    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in hidden), tuple(jnp.zeros_like(kernel) for kernel in kernels)
+    of_hidden, of_kernels = jax.lax.fori_loop(0, blocks, block, zeros)
+    # T enters by the factor T² and by z / T, and Σ_c z ∂L/∂z = h · ∂L/∂h.
+    along = sum(jnp.sum(x.astype(jnp.float32) * gradient) for x, gradient in zip(hidden, of_hidden, strict=True))
+    of_temperature = 2 * temperature * jnp.sum(cotangent * divergence) - along / temperature
+    return tuple(gradient.astype(x.dtype) for x, gradient in zip(hidden, of_hidden, strict=True)), of_kernels, of_temperature
+
+
+_linear_soft_targets.defvjp(_linear_forward, _linear_backward)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The product of two matrices, summed in float32; those of one dtype are not cast first, so that no copy is made."""
+    if x.dtype != y.dtype:
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+def _floating(name: str, x: ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f'linear_soft_targets: {name} must be floating point, got {x.dtype}')
+    return x
+
+
+def _class_indices(classes: ArrayLike | Sequence[int], count: int) -> jax.Array:
+    """`classes` as an int32 vector; once it is known at trace time, each must be one of the student's and there once."""
+    if not isinstance(classes, jax.Array):
+        classes = np.asarray(classes)
+    if classes.ndim != 1 or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(
+            f'subset_soft_targets: classes must be a vector of integers, got {classes.dtype} of shape {classes.shape}'
+        )
+    if not isinstance(classes, jax.core.Tracer):
+        known = np.asarray(classes)
+        if np.any((known < 0) | (known >= count)):
+            raise ValueError(f'subset_soft_targets: classes must be in [0, {count}), got {known.tolist()}')
+        if len(np.unique(known)) < len(known):
+            raise ValueError(f'subset_soft_targets: classes must not repeat, got {known.tolist()}')
+    return jnp.asarray(classes, jnp.int32)

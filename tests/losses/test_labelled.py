@@ -1,0 +1,305 @@
+"""Losses with labels against float64 oracles written from the papers' formulas, and the properties that those promise."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from kdjax import losses
+
+ROWS, CLASSES = 4, 5
+INF = float('inf')
+EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+LOGITS = arrays(np.float32, (ROWS, CLASSES), elements=st.floats(-8, 8, width=32))
+LABELS = arrays(np.int32, (ROWS,), elements=st.integers(0, CLASSES - 1))
+MASKS = arrays(np.bool_, (ROWS, CLASSES))
+TEMPERATURES = st.floats(0.5, 8)
+
+
+def softmax(z, temperature):
+    """exp(z / T) / Σ exp(z / T), in float64."""
+    exponentials = np.exp((z - z.max(initial=-INF)) / temperature)
+    return exponentials / exponentials.sum()
+
+
+def cross_entropy(p, q):
+    """-Σ p log q."""
+    return -np.sum(p * np.log(q))
+
+
+def kl(p, q):
+    """Σ p (log p - log q)."""
+    return cross_entropy(p, q) - cross_entropy(p, p)
+
+
+def decoupled_kd(s, t, label, temperature, *, alpha=1.0, beta=8.0):
+    """T² (α·TCKD + β·NCKD), with the pairs [p(y), Σ_{c≠y} p(c)] and the renormalised others; pairs of one class are equal."""
+    pairs, others = [], []
+    for z in (t, s):
+        p = softmax(z, temperature)
+        rest = np.delete(p, label)
+        pairs.append(np.array([p[label], rest.sum()] if rest.size else [1.0]))
+        others.append(rest / rest.sum() if rest.size else rest)
+    return temperature**2 * (alpha * kl(*pairs) + beta * kl(*others))
+
+
+def normalized_kd(s, t, label, temperature, *, gamma=1.5):
+    """-p_t(y) log p_s(y) + γ T² · CE of the softmax of the others."""
+    target = -softmax(t, 1.0)[label] * np.log(softmax(s, 1.0)[label])
+    others = [softmax(np.delete(z, label), temperature) for z in (t, s)]
+    return target + gamma * temperature**2 * cross_entropy(*others)
+
+
+def weight_of_soft_labels(s, t, label):
+    """1 - exp(-CE_s / (CE_t + 1e-7)), which the published code does not differentiate."""
+    of_student, of_teacher = (-np.log(softmax(z, 1.0)[label]) for z in (s, t))
+    return 1 - np.exp(-of_student / (of_teacher + 1e-7))
+
+
+def weighted_soft_labels(s, t, label, temperature, *, weight=None):
+    """T² · w · CE(p_t, p_s)."""
+    weight = weight_of_soft_labels(s, t, label) if weight is None else weight
+    return temperature**2 * weight * cross_entropy(softmax(t, temperature), softmax(s, temperature))
+
+
+ORACLES = {f.__name__: f for f in (decoupled_kd, normalized_kd, weighted_soft_labels)}
+every_loss = pytest.mark.parametrize('name', list(ORACLES))
+
+
+def by_rows(oracle, s, t, labels, where, **each):
+    """The oracle on the kept classes of every row, the label among them; `each` holds one more argument for every row."""
+    values = np.zeros(len(s))
+    for i, keep in enumerate(where):
+        more = {key: value[i] for key, value in each.items()}
+        values[i] = oracle(s[i][keep], t[i][keep], np.flatnonzero(keep).tolist().index(labels[i]), **more)
+    return values
+
+
+def row_gradient(function, x, step=1e-6):
+    """Central differences of a function whose value in a row depends on that row of `x` alone."""
+    columns = np.eye(x.shape[1]) * step
+    return np.stack([(function(x + column) - function(x - column)) / (2 * step) for column in columns], axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def jitted(name, student, teacher, labels, temperature, where, options):
+    """The values [rows], and the gradients of their sum with respect to student and teacher."""
+    loss = functools.partial(getattr(losses, name), labels=labels, temperature=temperature, where=where, **options)
+    values, pullback = jax.vjp(lambda s, t: loss(s, t), student, teacher)
+    return values, *pullback(jnp.ones_like(values))
+
+
+def value_and_gradients(name, student, teacher, labels, temperature=2.0, where=None, **options):
+    """`jitted`, as numpy arrays."""
+    options = {key: np.float32(value) for key, value in options.items()}
+    return jax.device_get(jitted(name, student, teacher, labels, np.float32(temperature), where, options))
+
+
+def values_of(name, *arguments, **options):
+    """The values alone."""
+    return value_and_gradients(name, *arguments, **options)[0]
+
+
+@every_loss
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS, TEMPERATURES, MASKS)
+def test_values_and_gradients_equal_the_oracle_under_any_mask(name, student, teacher, labels, temperature, where):
+    """On sequences [batch, length, classes], which give [batch, length]."""
+    where[np.arange(ROWS), labels] = True
+    sequences = [x.reshape(2, 2, *x.shape[1:]) for x in (student, teacher, labels, where)]
+    values, *gradients = value_and_gradients(name, *sequences[:3], temperature, sequences[3])
+    s, t, temperature = student.astype(np.float64), teacher.astype(np.float64), float(np.float32(temperature))
+    oracle = functools.partial(ORACLES[name], temperature=temperature)
+    expected = by_rows(oracle, s, t, labels, where)
+    assert values.shape == (2, 2)
+    np.testing.assert_allclose(values.reshape(ROWS), expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
+    constants = {'weight': by_rows(weight_of_soft_labels, s, t, labels, where)} if name == 'weighted_soft_labels' else {}
+    oracle = functools.partial(by_rows, oracle, labels=labels, where=where, **constants)
+    references = row_gradient(lambda x: oracle(x, t), s), row_gradient(lambda x: oracle(s, x), t)
+    for gradient, reference in zip(gradients, references, strict=True):
+        tolerance = 1e-5 * max(1.0, np.abs(reference).max())
+        np.testing.assert_allclose(gradient.reshape(ROWS, CLASSES), reference, rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    'name, temperature, options',
+    [
+        ('decoupled_kd', 4.0, {'alpha': 0.7, 'beta': 3.0}),
+        ('normalized_kd', 1.0, {'gamma': 0.3}),
+        ('weighted_soft_labels', 2.0, {}),
+    ],
+)
+def test_defaults_are_the_published_ones_and_weights_weigh(name, temperature, options):
+    student, teacher = np.random.default_rng(0).normal(size=(2, ROWS, CLASSES)).astype(np.float32)
+    labels, where = np.array([0, 1, 2, 4]), np.ones((ROWS, CLASSES), bool)
+    s, t = student.astype(np.float64), teacher.astype(np.float64)
+    expected = by_rows(functools.partial(ORACLES[name], temperature=temperature), s, t, labels, where)
+    np.testing.assert_allclose(getattr(losses, name)(student, teacher, labels), expected, rtol=1e-5)
+    expected = by_rows(functools.partial(ORACLES[name], temperature=3.0, **options), s, t, labels, where)
+    np.testing.assert_allclose(values_of(name, student, teacher, labels, 3.0, **options), expected, rtol=1e-5)
+
+
+@EXAMPLES
+@given(LOGITS, LABELS, TEMPERATURES)
+def test_decoupled_kd_of_equal_logits_is_exactly_zero_with_zero_gradients(logits, labels, temperature):
+    for result in value_and_gradients('decoupled_kd', logits, logits, labels, temperature):
+        np.testing.assert_array_equal(result, 0.0)
+
+
+@EXAMPLES
+@given(LOGITS, LABELS)
+def test_at_equal_logits_the_student_of_normalized_kd_still_wants_its_label(logits, labels):
+    """∂/∂z_s of -p_t(y) log p_s(y) is -p_t(y) (1[c = y] - p_s(c)); the other term is at its minimum."""
+    _, gradient, _ = value_and_gradients('normalized_kd', logits, logits, labels)
+    p = np.stack([softmax(z.astype(np.float64), 1.0) for z in logits])
+    p_label = p[np.arange(ROWS), labels][:, None]
+    np.testing.assert_allclose(gradient, -p_label * (np.eye(CLASSES)[labels] - p), rtol=1e-5, atol=2e-5)
+
+
+@EXAMPLES
+@given(LOGITS, LABELS)
+def test_at_equal_logits_weighted_soft_labels_are_worth_one_less_one_over_e_and_no_gradient(logits, labels):
+    values, gradient, _ = value_and_gradients('weighted_soft_labels', logits, logits, labels)
+    p = [softmax(z.astype(np.float64), 2.0) for z in logits]
+    of_label = np.array([-np.log(softmax(z.astype(np.float64), 1.0)[y]) for z, y in zip(logits, labels, strict=True)])
+    entropy = np.array([cross_entropy(row, row) for row in p])
+    certain = of_label < 1e-3  # where the 1e-7 of the weight counts
+    np.testing.assert_allclose(values[~certain], (4 * (1 - np.exp(-1)) * entropy)[~certain], rtol=1e-3)
+    np.testing.assert_allclose(gradient, np.zeros_like(logits), atol=2e-6)
+
+
+def test_weighted_soft_labels_weigh_little_where_the_student_beats_its_teacher():
+    teacher = np.zeros((1, CLASSES), np.float32)
+    confident, wrong = np.eye(CLASSES, dtype=np.float32)[[0]] * 12, np.eye(CLASSES, dtype=np.float32)[[1]] * 12
+    soft = [-4 * np.log(softmax(z[0].astype(np.float64), 2.0)).mean() for z in (confident, wrong)]
+    values = [values_of('weighted_soft_labels', z, teacher, np.array([0]))[0] for z in (confident, wrong)]
+    assert values[0] < 1e-4 * soft[0]
+    assert values[1] > 0.99 * soft[1]
+
+
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS, st.floats(0.1, 1e3), st.integers(-8, 0))
+def test_decoupled_kd_is_never_negative_however_close(teacher, noise, labels, temperature, exponent):
+    """Rounding alone turns the plain Σ p (log p - log q) negative near p = q."""
+    student = teacher + noise * np.float32(10.0**exponent)
+    assert np.all(values_of('decoupled_kd', student, teacher, labels, temperature) >= 0)
+
+
+@every_loss
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS, *[arrays(np.int32, (ROWS, 1), elements=st.integers(-64, 64))] * 2)
+def test_a_constant_added_to_all_logits_of_an_example_changes_nothing(name, student, teacher, labels, for_student, for_teacher):
+    # On a grid of 1/64 the additions are exact.
+    student, teacher = (np.round(x * 64) / np.float32(64) for x in (student, teacher))
+    shifted = student + for_student.astype(np.float32), teacher + for_teacher.astype(np.float32)
+    before, after = (value_and_gradients(name, *pair, labels) for pair in ((student, teacher), shifted))
+    for x, y in zip(before, after, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(x).max()))
+
+
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS, TEMPERATURES)
+def test_soft_targets_is_target_class_plus_non_target_class_divergence(student, teacher, labels, temperature):
+    """KD = TCKD + (1 - p_t(y))·NCKD."""
+    target = values_of('decoupled_kd', student, teacher, labels, temperature, alpha=1.0, beta=0.0)
+    others = values_of('decoupled_kd', student, teacher, labels, temperature, alpha=0.0, beta=1.0)
+    rest = [1 - softmax(t.astype(np.float64), temperature)[y] for t, y in zip(teacher, labels, strict=True)]
+    whole = jax.jit(losses.soft_targets)(student, teacher, temperature=temperature)
+    np.testing.assert_allclose(whole, target + np.array(rest) * others, rtol=1e-5, atol=1e-5)
+
+
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS)
+def test_non_target_part_is_soft_targets_with_the_labelled_class_deleted(student, teacher, labels):
+    part = values_of('decoupled_kd', student, teacher, labels, 4.0, alpha=0.0, beta=1.0)
+    keep = np.arange(CLASSES) != labels[:, None]
+    deleted = (x[keep].reshape(ROWS, CLASSES - 1) for x in (student, teacher))
+    np.testing.assert_allclose(part, jax.jit(losses.soft_targets)(*deleted), rtol=1e-5, atol=1e-5)
+
+
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS)
+def test_confident_networks_keep_the_non_target_part(student, teacher, labels):
+    """Where p(y) rounds to 1, log(1 - p(y)) would be -inf; the divergence of the others must not notice."""
+    others = np.arange(CLASSES) != labels[:, None]
+    confident = [np.where(others, x, np.float32(1e4)) for x in (student, teacher)]
+    part = jax.jit(losses.soft_targets)(*(x[others].reshape(ROWS, CLASSES - 1) for x in (student, teacher)))
+    values = values_of('decoupled_kd', *confident, labels, 4.0, alpha=1.0, beta=1.0)
+    np.testing.assert_allclose(values, part, rtol=1e-5, atol=1e-5)
+    entropies = [
+        cross_entropy(*[softmax(t[keep].astype(np.float64), 4.0)] * 2) for t, keep in zip(teacher, others, strict=True)
+    ]
+    values = values_of('normalized_kd', *confident, labels, 4.0, gamma=1.0)
+    np.testing.assert_allclose(values, part + 16 * np.array(entropies), rtol=1e-5, atol=2e-5)
+
+
+@every_loss
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS, st.permutations(range(CLASSES)))
+def test_renaming_the_classes_changes_nothing(name, student, teacher, labels, order):
+    order = np.array(order)
+    values = values_of(name, student, teacher, labels)
+    renamed = values_of(name, student[:, order], teacher[:, order], np.argsort(order)[labels].astype(np.int32))
+    np.testing.assert_allclose(values, renamed, rtol=1e-5, atol=1e-5 * max(1.0, values.max()))
+
+
+EXTREME_ROWS = np.array(
+    [
+        [0.0, 0.0, 0.0, 0.0],
+        [7.0, 7.0, 7.0, 7.0],
+        [1e4, -1e4, 0.0, 1.0],
+        [-1e4, 1e4, 1e4, -1e4],
+        [0.0, 1.0, -INF, 2.0],
+        [-INF, 1.0, 2.0, 3.0],
+        [-INF, -INF, -INF, 3.0],
+        [3.0, -INF, -INF, -INF],
+        [1e4, -INF, -1e4, -INF],
+        [-INF, -INF, -INF, -INF],
+    ],
+    np.float32,
+)
+
+
+@every_loss
+@pytest.mark.parametrize('temperature', [0.5, 4.0])
+def test_values_and_gradients_are_finite_for_every_pair_of_extreme_rows(name, temperature):
+    """±1e4, constant rows, and -inf; the label may be ruled out, be the -1 of an example that has none, or too large."""
+    pairs = [(s, t, y) for s in EXTREME_ROWS for t in EXTREME_ROWS for y in (0, 3, -1, 7)]
+    student, teacher, labels = (np.stack(x) for x in zip(*pairs, strict=True))
+    values, *gradients = value_and_gradients(name, student, teacher, labels, temperature)
+    assert np.all(np.isfinite(values))
+    assert np.all(values >= 0)
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient))
+
+
+@every_loss
+def test_a_class_that_both_rule_out_is_as_good_as_sliced_away(name):
+    student, teacher = np.random.default_rng(1).normal(size=(2, ROWS, CLASSES)).astype(np.float32)
+    labels = np.array([0, 1, 1, 0])
+    sliced = value_and_gradients(name, student[:, :3], teacher[:, :3], labels)
+    student[:, 3:] = teacher[:, 3:] = -INF
+    values, *gradients = value_and_gradients(name, student, teacher, labels)
+    np.testing.assert_allclose(values, sliced[0], rtol=1e-6)
+    for gradient, expected in zip(gradients, sliced[1:], strict=True):
+        np.testing.assert_array_equal(gradient[:, 3:], 0.0)
+        np.testing.assert_allclose(gradient[:, :3], expected, rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize('teacher', [2.0, -INF])
+def test_one_class_teaches_nothing(name, teacher):
+    student, teacher = np.array([[5.0]], np.float32), np.array([[teacher]], np.float32)
+    for result in value_and_gradients(name, student, teacher, np.array([0])):
+        np.testing.assert_array_equal(result, np.zeros(result.shape))
+
+
+@every_loss
+def test_one_example_gives_a_scalar(name):
+    logits = jax.ShapeDtypeStruct((CLASSES,), jnp.float32)
+    assert jax.eval_shape(getattr(losses, name), logits, logits, jax.ShapeDtypeStruct((), jnp.int32)).shape == ()
