@@ -1,5 +1,8 @@
 """Flax Linen modules to distil from and into. Anything else that is a Flax module will do as well."""
 
 from kdjax.models.cnn import CNN as CNN
+from kdjax.models.convolutions import im2col_convolution as im2col_convolution
 from kdjax.models.mlp import MLP as MLP
+from kdjax.models.resnet import Convolution as Convolution
 from kdjax.models.resnet import ResNet as ResNet
+from kdjax.models.transformer import VisionTransformer as VisionTransformer

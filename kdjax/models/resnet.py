@@ -1,10 +1,12 @@
 """Residual networks for small images, as distillation tables use them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+Convolution = Callable[..., jax.Array]
 
 
 class ResNet(nn.Module):
@@ -18,6 +20,7 @@ class ResNet(nn.Module):
       depth: number of layers, 8, 14, 20, 32, 44, 56, 110, ...
       classes: number of classes.
       widths: channels of the stem and of the stages.
+      convolution: how convolutions are computed, see `kdjax.models.im2col_convolution`.
 
     Raises:
       ValueError: the depth is not 6n + 2.
@@ -34,6 +37,7 @@ class ResNet(nn.Module):
     depth: int
     classes: int = 10
     widths: Sequence[int] = (16, 16, 32, 64)
+    convolution: Convolution = jax.lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -43,10 +47,10 @@ class ResNet(nn.Module):
             raise ValueError(f'ResNet: depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {self.depth}')
         if len(self.widths) != 4:
             raise ValueError(f'ResNet: widths must be those of the stem and three stages, got {self.widths}')
-        x = _convolution(self.widths[0], 3, name='stem')(x)
+        x = _convolution(self.convolution, self.widths[0], 3, name='stem')(x)
         x = nn.relu(_norm(train, 'stem_norm')(x))
         for i, width in enumerate(self.widths[1:], start=1):
-            x = _Stage(width, blocks, 1 if i == 1 else 2, name=f'stage{i}')(x, train)
+            x = _Stage(width, blocks, 1 if i == 1 else 2, self.convolution, name=f'stage{i}')(x, train)
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
 
 
@@ -54,31 +58,33 @@ class _Stage(nn.Module):
     width: int
     blocks: int
     stride: int
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.blocks):
-            x = _BasicBlock(self.width, self.stride if i == 0 else 1, name=f'block{i}')(x, train)
+            x = _BasicBlock(self.width, self.stride if i == 0 else 1, self.convolution, name=f'block{i}')(x, train)
         return x
 
 
 class _BasicBlock(nn.Module):
     width: int
     stride: int
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = _convolution(self.width, 3, self.stride, name='conv1')(x)
+        y = _convolution(self.convolution, self.width, 3, self.stride, name='conv1')(x)
         y = nn.relu(_norm(train, 'norm1')(y))
-        y = _convolution(self.width, 3, name='conv2')(y)
+        y = _convolution(self.convolution, self.width, 3, name='conv2')(y)
         y = _norm(train, 'norm2')(y)
         if x.shape != y.shape:
-            x = _convolution(self.width, 1, self.stride, name='shortcut')(x)
+            x = _convolution(self.convolution, self.width, 1, self.stride, name='shortcut')(x)
             x = _norm(train, 'shortcut_norm')(x)
         return nn.relu(x + y)
 
 
-def _convolution(width: int, size: int, stride: int = 1, *, name: str) -> nn.Conv:
+def _convolution(convolution: Convolution, width: int, size: int, stride: int = 1, *, name: str) -> nn.Conv:
     # Explicit padding: 'SAME' pads a strided convolution on one side only, unlike the networks behind published numbers.
     return nn.Conv(
         width,
@@ -88,6 +94,7 @@ def _convolution(width: int, size: int, stride: int = 1, *, name: str) -> nn.Con
         use_bias=False,
         kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
         name=name,
+        conv_general_dilated=convolution,
     )
 
 

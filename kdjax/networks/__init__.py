@@ -10,3 +10,5 @@ from kdjax.networks.transformations import ensemble as ensemble
 from kdjax.networks.transformations import ensemble_variables as ensemble_variables
 from kdjax.networks.transformations import nothing as nothing
 from kdjax.networks.transformations import preprocess as preprocess
+from kdjax.networks.transformations import tap_jacobian as tap_jacobian
+from kdjax.networks.transformations import tap_parameters as tap_parameters

@@ -1,11 +1,13 @@
 """Flax Linen modules as networks."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import flax.errors
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from kdjax.networks.network import Network, Outputs, as_outputs, as_paths, select_features
 
@@ -13,7 +15,9 @@ from kdjax.networks.network import Network, Outputs, as_outputs, as_paths, selec
 _TRAIN_ARGUMENTS = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
-def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Network:
+def from_linen(
+    module: nn.Module, *, features: str | tuple[str, ...] = (), class_gradients: str | tuple[str, ...] = ()
+) -> Network:
     """Makes a `Network` of a Linen module.
 
     The module takes a batch of inputs and returns logits, or `Outputs`. If its `__call__` has an argument named `train`,
@@ -23,6 +27,9 @@ def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Ne
       module: the module, unbound.
       features: paths of submodules whose outputs `apply` also returns, such as `'stage2/block1'`; names that the module sows in
         `'intermediates'` are paths too. Of a submodule that is called several times, the last output is returned.
+      class_gradients: paths among `features` for which `apply` also returns `'path/class_gradients'`, of shape [batch, classes,
+        channels]: the derivative of each logit by each channel, its mean over positions. These are Grad-CAM's weights, for
+        `objectives.loss_gradient_attention`; they cost a backward pass per class from the logits to the layer.
 
     Returns:
       The network. Its variables are the module's own collections, `'params'` among them.
@@ -37,7 +44,10 @@ def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Ne
     >>> outputs.logits.shape, outputs.features['layers_0'].shape
     ((2, 3), (2, 8))
     """
-    features = as_paths(features)
+    features, class_gradients = as_paths(features), as_paths(class_gradients)
+    untapped = [path for path in class_gradients if path not in features]
+    if untapped:
+        raise ValueError(f'from_linen: class_gradients of {untapped[0]!r} need that path in features too')
     owner = type(module).__name__
     accepted = inspect.signature(type(module).__call__).parameters
     switches = {name: value for name, value in _TRAIN_ARGUMENTS.items() if name in accepted}
@@ -76,9 +86,29 @@ def from_linen(module: nn.Module, *, features: str | tuple[str, ...] = ()) -> Ne
         if any(path not in activations for path in features):
             # A second, abstract pass, to name all the paths there are.
             _, (_, activations) = jax.eval_shape(lambda: forward(True))
-        return as_outputs(result, select_features(features, activations, owner), owner), {**state, **changed}
+        tapped = select_features(features, activations, owner)
+        for path in class_gradients:
+            tapped[f'{path}/class_gradients'] = _class_gradients(lambda: forward(False)[0], path, tapped[path])
+        return as_outputs(result, tapped, owner), {**state, **changed}
 
     return Network(init, apply)
+
+
+def _class_gradients(forward: Callable[[], Any], path: str, activation: jax.Array) -> jax.Array:
+    def logits(perturbation: jax.Array) -> jax.Array:
+        def perturb(function: Callable[..., Any], arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+            output = function(*arguments, **keywords)
+            tapped = context.method_name == '__call__' and '/'.join(context.module.path) == path
+            return output + perturbation if tapped else output
+
+        with nn.intercept_methods(perturb):
+            result = forward()
+        return result.logits if isinstance(result, Outputs) else result
+
+    values, pullback = jax.vjp(logits, jnp.zeros_like(activation))
+    classes = jnp.eye(values.shape[-1], dtype=values.dtype)
+    gradients = jax.vmap(lambda one: pullback(jnp.broadcast_to(one, values.shape))[0], out_axes=1)(classes)
+    return jnp.mean(gradients, axis=tuple(range(2, gradients.ndim - 1)))
 
 
 def _check_no_noise(owner: str, forward: Any) -> None:

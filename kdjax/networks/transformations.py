@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kdjax.networks.network import Network, Outputs
+from kdjax.networks.network import Network, Outputs, as_paths, select_features
+from kdjax.paths import leaves_with_paths
 
 
 def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> Network:
@@ -115,6 +116,74 @@ def preprocess(network: Network, function: Callable[[Any], Any]) -> Network:
         return network.apply(variables, function(inputs), train=train, rng=rng)
 
     return Network(init, apply)
+
+
+def tap_parameters(network: Network, paths: str | tuple[str, ...]) -> Network:
+    """Adds parameters to a network's features, for objectives that need them beside activations.
+
+    Such are the kernel of a head whose logits should never exist (`objectives.linear_soft_targets`), or the scale and bias of a
+    batch norm (`objectives.overhaul`). Gradients flow into the student's.
+
+    Args:
+      network: the network.
+      paths: of parameters, such as `'head/kernel'`.
+
+    Raises:
+      ValueError: from `apply`, when traced: there is no such parameter; the message lists those there are.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = tap_parameters(from_linen(nn.Dense(3)), 'kernel')
+    >>> outputs, _ = network.apply(network.init(jax.random.key(0), jnp.ones((2, 5))), jnp.ones((2, 5)))
+    >>> outputs.features['kernel'].shape
+    (5, 3)
+    """
+    paths = as_paths(paths)
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        outputs, state = network.apply(variables, inputs, train=train, rng=rng)
+        tapped = select_features(paths, leaves_with_paths(variables['params']), 'the network')
+        return Outputs(outputs.logits, {**outputs.features, **tapped}), state
+
+    return Network(network.init, apply)
+
+
+def tap_jacobian(network: Network, directions: jax.Array | None = None) -> Network:
+    """Adds the derivative of a network's logits with respect to its inputs to its features, as `'jacobian'`.
+
+    The feature is [batch, directions, ...], one vector-Jacobian product for each direction in the space of the logits; see
+    `losses.jacobian`. In training a batch norm makes every logit depend on all inputs of the batch; the derivative is that of
+    the sum over the batch.
+
+    Args:
+      network: a network of floating-point inputs [batch, ...].
+      directions: [directions, classes], shared by all examples; every class of its own if not given.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = tap_jacobian(from_linen(nn.Dense(3)))
+    >>> outputs, _ = network.apply(network.init(jax.random.key(0), jnp.ones((2, 5))), jnp.ones((2, 5)))
+    >>> outputs.features['jacobian'].shape
+    (2, 3, 5)
+    """
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        def logits(inputs: Any) -> Any:
+            outputs, state = network.apply(variables, inputs, train=train, rng=rng)
+            return outputs.logits, (outputs, state)
+
+        if not jnp.issubdtype(inputs.dtype, jnp.floating):
+            raise ValueError(f'tap_jacobian: inputs must be floating point, got {inputs.dtype}: put preprocess outside of it')
+        values, pullback, (outputs, state) = jax.vjp(logits, inputs, has_aux=True)
+        chosen = jnp.eye(values.shape[-1], dtype=values.dtype) if directions is None else directions.astype(values.dtype)
+        jacobian = jax.vmap(lambda direction: pullback(jnp.broadcast_to(direction, values.shape))[0], out_axes=1)(chosen)
+        return Outputs(outputs.logits, {**outputs.features, 'jacobian': jacobian}), state
+
+    return Network(network.init, apply)
 
 
 def nothing() -> Network:

@@ -18,3 +18,4 @@ from kdjax.training.step import Distillation as Distillation
 from kdjax.training.step import TrainState as TrainState
 from kdjax.training.step import distillation as distillation
 from kdjax.training.step import supervised as supervised
+from kdjax.training.sweep import sweep as sweep
