@@ -4,40 +4,73 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 
-from kdjax import models
+from kdjax import models, networks
 
 _X4 = (32, 64, 128, 256)
 
 
 class Architecture(NamedTuple):
-    """How to make a module, and the paths of its stages, from input to output."""
+    """How to make a module, and the paths of its stages, from input to output.
+
+    Attributes:
+      make: the module for a number of classes.
+      stages: paths of what recipes compare.
+      norms: paths of the batch norms whose outputs enter the stages' last ReLUs, if there are any.
+      taps: further features.
+    """
 
     make: Callable[[int], nn.Module]
     stages: tuple[str, ...]
+    norms: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()
 
 
-def _cnn(channels: tuple[int, ...], hidden: tuple[int, ...]) -> Architecture:
+def network(architecture: Architecture, classes: int, *, recipe: str | None = None) -> networks.Network:
+    """Makes the network, with all that a recipe may ask of it among its features."""
+    gradients = architecture.stages[-1:] if recipe == 'loss_gradient_attention' else ()
+    features = architecture.stages + architecture.norms + architecture.taps
+    made = networks.from_linen(architecture.make(classes), features=features, class_gradients=gradients)
+    made = networks.tap_parameters(made, tuple(f'{norm}/{name}' for norm in architecture.norms for name in ('scale', 'bias')))
+    return networks.tap_jacobian(made) if recipe == 'jacobian' else made
+
+
+def cnn(channels: tuple[int, ...], hidden: tuple[int, ...]) -> Architecture:
+    """A `models.CNN`."""
     stages = tuple(f'stage{i}' for i in range(len(channels)))
     return Architecture(lambda classes: models.CNN(channels, hidden, classes), stages)
 
 
-def _resnet(depth: int, widths: tuple[int, ...] = (16, 16, 32, 64)) -> Architecture:
-    return Architecture(lambda classes: models.ResNet(depth, classes, widths), ('stage1', 'stage2', 'stage3'))
+def resnet(
+    depth: int, widths: tuple[int, ...] = (16, 16, 32, 64), convolution: models.Convolution = jax.lax.conv_general_dilated
+) -> Architecture:
+    """A `models.ResNet`."""
+    stages = ('stage1', 'stage2', 'stage3')
+    norms = tuple(f'{stage}/block{(depth - 2) // 6 - 1}/norm2' for stage in stages)
+    return Architecture(lambda classes: models.ResNet(depth, classes, widths, convolution), stages, norms)
 
 
-def _mlp(*hidden: int) -> Architecture:
+def mlp(*hidden: int) -> Architecture:
+    """A `models.MLP`."""
     return Architecture(lambda classes: models.MLP(hidden, classes), tuple(f'hidden{i}' for i in range(len(hidden))))
 
 
+def transformer(depth: int, width: int, heads: int) -> Architecture:
+    """A `models.VisionTransformer` of 4 x 4 patches, whose stages are its blocks."""
+    stages = tuple(f'block{i}' for i in range(depth))
+    taps = tuple(f'{stage}/attention/{name}' for stage in stages for name in ('scores', 'values'))
+    return Architecture(lambda classes: models.VisionTransformer(depth, width, heads, classes=classes), stages, taps=taps)
+
+
 ARCHITECTURES = {
-    'cnn_64_128': _cnn((64, 128), (512,)),
-    'cnn_32_64': _cnn((32, 64), (256,)),
-    'cnn_8_16': _cnn((8, 16), (32,)),
-    'mlp_1200_1200': _mlp(1200, 1200),
-    'mlp_800_800': _mlp(800, 800),
-    'mlp_30': _mlp(30),
-    **{f'resnet{depth}': _resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    'resnet8x4': _resnet(8, _X4),
-    'resnet32x4': _resnet(32, _X4),
+    'cnn_64_128': cnn((64, 128), (512,)),
+    'cnn_32_64': cnn((32, 64), (256,)),
+    'cnn_8_16': cnn((8, 16), (32,)),
+    'mlp_1200_1200': mlp(1200, 1200),
+    'mlp_800_800': mlp(800, 800),
+    'mlp_30': mlp(30),
+    **{f'resnet{depth}': resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    'resnet8x4': resnet(8, _X4),
+    'resnet32x4': resnet(32, _X4),
 }

@@ -15,10 +15,11 @@ import time
 import zlib
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import optax
 import tyro
 
-from experiments import reporting, runs
+from experiments import architectures, reporting, runs
 from experiments.architectures import ARCHITECTURES
 from experiments.recipes import RECIPES, Pair
 from kdjax import data, metrics, networks, objectives, training
@@ -69,14 +70,16 @@ def main(config: Config) -> None:
     started = time.time()
     runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
+    index = np.arange(len(dataset.train['labels']), dtype=np.int32)
+    dataset = dataset._replace(train={**dataset.train, 'index': index})
     steps = training.steps_per_epoch(dataset.train, config.batch_size)
     if config.labels is not None:
         data.hide_labels(dataset.train, keep=config.labels)  # complains before anything is written
     normalize = data.normalize(*data.channel_statistics(dataset.train['inputs']))
 
     def network(name: str) -> networks.Network:
-        module, stages = ARCHITECTURES[name].make(dataset.classes), ARCHITECTURES[name].stages
-        return networks.preprocess(networks.from_linen(module, features=stages), normalize)
+        made = architectures.network(ARCHITECTURES[name], dataset.classes, recipe=config.recipe)
+        return networks.preprocess(made, normalize)
 
     def optimizer() -> optax.GradientTransformation:
         drops = {int(config.epochs * steps * share): 0.1 for share in (5 / 8, 6 / 8, 7 / 8)}
@@ -94,7 +97,9 @@ def main(config: Config) -> None:
         )
 
     teacher, student = network(config.teacher), network(config.student)
-    pair = Pair(ARCHITECTURES[config.student].stages, ARCHITECTURES[config.teacher].stages, steps)
+    # Where only some have labels, which they are differs from seed to seed: contrastive recipes then go by the example alone.
+    train_labels = dataset.train['labels'] if config.labels is None else np.full_like(dataset.train['labels'], -1)
+    pair = Pair.of(ARCHITECTURES[config.student], ARCHITECTURES[config.teacher], steps, config.epochs, train_labels)
     labels = objectives.hard_labels()
     teaching = prepare(training.supervised(teacher, labels, optimizer()))
     alone = prepare(training.supervised(student, labels, optimizer()))

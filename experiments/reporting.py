@@ -1,11 +1,12 @@
 """The report of an experiment: one table, as `report.json`, `report.md` and `figure.png`, and on the terminal."""
 
+import functools
 import json
 import os
 import pathlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +51,8 @@ def write_report(
     rows: Sequence[Row],
     example: Any,
     notes: str,
+    table: Callable[[Sequence[dict[str, Any]]], str] | None = None,
+    draw: Callable[[pathlib.Path, Sequence[dict[str, Any]], str], None] | None = None,
 ) -> None:
     """Writes the report's files and prints the table; `report.json` comes last, and says that the run is finished.
 
@@ -62,6 +65,8 @@ def write_report(
       rows: of the table.
       example: a batch of one input, for the latency.
       notes: a paragraph below the table.
+      table: makes the table of the results; `accuracy_table` if not given.
+      draw: makes the figure; `draw_accuracy` if not given.
     """
     results = [
         summarize(row) | {'latency_ms': latency} | row.extra
@@ -71,10 +76,10 @@ def write_report(
     text = (
         f'# {title}\n\nTest accuracy on {dataset}, mean ± standard deviation over {seeds} seeds. '
         f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
-        f'{table(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
+        f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
     )
     (output / 'report.md').write_text(text)
-    draw(output / 'figure.png', results, title)
+    (draw or draw_accuracy)(output / 'figure.png', results, title)
     report = {'dataset': dataset, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
     partial = output / 'report.json.partial'
     partial.write_text(json.dumps(report, indent=2) + '\n')
@@ -104,24 +109,27 @@ def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float]:
 
 def difference(one: Row, other: Row) -> tuple[float, float]:
     """The difference of two mean accuracies, and its standard error."""
-    variances = [
-        np.var(row.accuracies, ddof=1) / len(row.accuracies) if len(row.accuracies) > 1 else 0.0 for row in (one, other)
-    ]
-    return float(np.mean(one.accuracies) - np.mean(other.accuracies)), float(np.sqrt(sum(variances)))
+    return difference_of_means(one.accuracies, other.accuracies)
+
+
+def difference_of_means(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """The difference of two means, and its standard error."""
+    variances = [np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0 for values in (one, other)]
+    return float(np.mean(one) - np.mean(other)), float(np.sqrt(sum(variances)))
 
 
 def latencies_ms(rows: Sequence[Row], example: Any, *, rounds: int = 100) -> list[float]:
     """Median time of each row's jitted forward pass, in milliseconds; taken in turns, as the machine's speed drifts."""
 
-    def prepare(row: Row) -> Any:
-        forward = jax.jit(lambda variables, inputs: row.network.apply(variables, inputs)[0].logits)
-        arguments = jax.device_put((row.variables, jnp.asarray(example)), jax.devices()[0])
-        return forward, arguments
+    # Rows of one network share its compiled function.
+    @functools.partial(jax.jit, static_argnums=0)
+    def forward(network: Network, variables: dict[str, Any], inputs: jax.Array) -> jax.Array:
+        return network.apply(variables, inputs)[0].logits
 
-    prepared = [prepare(row) for row in rows]
+    prepared = [(row.network, *jax.device_put((row.variables, jnp.asarray(example)), jax.devices()[0])) for row in rows]
     times: list[list[float]] = [[] for _ in rows]
     for _ in range(rounds):
-        for (forward, arguments), taken in zip(prepared, times, strict=True):
+        for arguments, taken in zip(prepared, times, strict=True):
             forward(*arguments).block_until_ready()  # the first call of a round finds cold caches
             start = time.perf_counter()
             forward(*arguments).block_until_ready()
@@ -137,7 +145,7 @@ def machine() -> str:
     )
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def accuracy_table(results: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table; further columns stand at the end, as `mean ± deviation`."""
     further = [key.removesuffix('_mean') for key in results[0] if key.endswith('_mean') and key != 'accuracy_mean']
     heads = [
@@ -167,7 +175,7 @@ def spread(mean: float, deviation: float, runs: int, digits: int) -> str:
     return f'{mean:.{digits}f} ± {deviation:.{digits}f}' if runs > 1 else f'{mean:.{digits}f}'
 
 
-def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
+def draw_accuracy(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
     """Draws accuracy against shipped bytes, with error bars."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for row, marker in zip(results, 'osD^vP*X' * len(results), strict=False):

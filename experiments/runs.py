@@ -124,8 +124,14 @@ def ship(output: pathlib.Path, name: str, seed: int, variables: Any) -> tuple[in
     """Writes the file to ship, and returns its size and what a user would load from it."""
     file = output / 'networks' / f'seed{seed}' / file_name(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    size = export.save_weights(file, variables)
-    return size, quantization.dequantize_weights(export.load_weights(file))
+    export.save_weights(file, variables)
+    return shipped(output, name, seed)
+
+
+def shipped(output: pathlib.Path, name: str, seed: int) -> tuple[int, dict[str, Any]]:
+    """The size of a file that `ship` wrote, and what a user would load from it."""
+    file = output / 'networks' / f'seed{seed}' / file_name(name)
+    return file.stat().st_size, quantization.dequantize_weights(export.load_weights(file))
 
 
 def file_name(name: str) -> str:

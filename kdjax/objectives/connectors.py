@@ -1,4 +1,10 @@
-"""Connectors: small trained modules between student and teacher, which training throws away at the end."""
+"""Connectors: small trained modules between student and teacher, which training throws away at the end.
+
+They run in float32 and always in training mode: a batch norm uses the batch's own statistics, since no connector is ever
+evaluated. A mask [batch, 1, ...] keeps the examples that such a batch norm counts.
+"""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -10,13 +16,11 @@ class Regressor(nn.Module):
 
     Images: a 1x1 convolution where the sizes agree; a strided one where the student's image is a whole number of times
     larger, a transposed one where it is smaller; a convolution without padding for other sizes larger than the target.
-    Everything else, [batch, ..., width]: a dense layer on the last axis. Then, with `normalize`, batch norm and ReLU, as in
-    the published CIFAR code. The batch norm always uses the batch's own statistics, since the module never runs outside
-    training.
+    Everything else, [batch, ..., width]: a dense layer on the last axis.
 
     Attributes:
       shape: the shape to reach, with the batch axis.
-      normalize: whether batch norm and ReLU follow.
+      normalize: whether batch norm follows.
     """
 
     shape: tuple[int, ...]
@@ -24,7 +28,7 @@ class Regressor(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Maps [batch, ..., channels] to `shape`; batch norm counts the examples in `mask`, broadcastable to `shape`.
+        """Maps [batch, ..., channels] to `shape`.
 
         Raises:
           ValueError: no connector leads from the one shape to the other.
@@ -36,7 +40,7 @@ class Regressor(nn.Module):
             x = nn.Dense(channels)(x)
         if x.shape != self.shape:
             raise ValueError(f'no regressor leads from an activation {x.shape} to {self.shape}: choose layers of like sizes')
-        return nn.relu(nn.BatchNorm(use_running_average=False)(x, mask=mask)) if self.normalize else x
+        return nn.BatchNorm(use_running_average=False)(x, mask=mask) if self.normalize else x
 
     def _resize(self, x: jax.Array, channels: int) -> jax.Array:
         sizes, targets = x.shape[1:3], self.shape[1:3]
@@ -54,14 +58,58 @@ class Regressor(nn.Module):
         return x
 
 
+class Convolutions(nn.Module):
+    """Convolutions of one size, with an activation between them but not after the last.
+
+    Attributes:
+      channels: of each convolution.
+      size: of the windows.
+      activation: what stands between.
+      transposed: whether the convolutions are transposed ones.
+    """
+
+    channels: tuple[int, ...]
+    size: int
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    transposed: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps [batch, height, width, ...] to [batch, height, width, channels of the last]."""
+        del mask
+        convolution = nn.ConvTranspose if self.transposed else nn.Conv
+        for i, channels in enumerate(self.channels):
+            x = convolution(channels, (self.size, self.size))(x if i == 0 else self.activation(x))
+        return x
+
+
+class Embedding(nn.Module):
+    """A linear map of the flattened activation.
+
+    Attributes:
+      width: of the embedding.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps [batch, ...] to [batch, width]."""
+        del mask
+        return nn.Dense(self.width)(x.reshape(x.shape[0], -1))
+
+
 def init_connector(module: nn.Module, key: jax.Array, *inputs: jax.ShapeDtypeStruct) -> dict:
     """Makes a connector's parameters from shapes alone."""
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in inputs]
-    return dict(module.lazy_init(key, *shapes)['params'])
+    return dict(module.lazy_init(key, *shapes).get('params', {}))
 
 
 def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Runs a connector in float32, whatever precision the network computes in."""
     inputs = [x.astype(jnp.float32) for x in inputs]
+    if mask is not None:
+        # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
+        mask = mask | ~jnp.any(mask)
     output, _ = module.apply({'params': params}, *inputs, mask=mask, mutable=['batch_stats'])
     return output

@@ -1,23 +1,59 @@
-"""Objectives on features, with the connectors that the papers train."""
+"""Objectives on features, with the connectors that the papers train.
 
-from collections.abc import Callable
+A feature is named by its path, one of those that its network was made with. Which student layer learns from which teacher layer
+is data: `over_layers` sums a method over a mapping of paths.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
-from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
-from kdjax.objectives.objective import Objective, Term, Weight, batch_mean, example_mask, from_function, require_feature
+from kdjax.objectives.arguments import batch_mean, feature_pair, kept_elements
+from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
+from kdjax.objectives.objective import Objective, Term, Weight, from_function, with_parameters
+
+
+def over_layers(objective: Callable[..., Objective], layers: Mapping[str, str], **hyperparameters: Any) -> Objective:
+    """The mean of an objective over pairs of layers: `{student path: teacher path, ...}`.
+
+    >>> from kdjax import objectives
+    >>> over_layers(objectives.attention_transfer, {'stage2': 'stage2', 'stage3': 'stage5'}).names
+    ('stage2 <- stage2', 'stage3 <- stage5')
+
+    Args:
+      objective: one that takes the two paths first.
+      layers: which student layer learns from which teacher layer.
+      **hyperparameters: of the objective.
+    """
+    if not layers:
+        raise ValueError('over_layers: the mapping of student layers to teacher layers is empty')
+    terms: list[Term] = []
+    for student, teacher in layers.items():
+        made = (1 / len(layers) * objective(student, teacher, **hyperparameters)).terms
+        terms += [term._replace(name=f'{student} <- {teacher}') for term in made]
+    return Objective(tuple(terms))
+
+
+def uniform_layers(student: Sequence[str], teacher: Sequence[str]) -> dict[str, str]:
+    """Maps every student layer to the teacher layer at the same relative depth, the last to the last.
+
+    >>> uniform_layers(['block0', 'block1'], ['block0', 'block1', 'block2', 'block3'])
+    {'block0': 'block1', 'block1': 'block3'}
+    """
+    return {path: teacher[-(-(i + 1) * len(teacher) // len(student)) - 1] for i, path in enumerate(student)}
 
 
 def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     """`losses.hint` between a layer of the teacher and a trained regression from a layer of the student.
 
-    Its parameters are those of `connectors.Regressor`. Published weight: 100.
+    Its parameters are those of `connectors.Regressor`. Published weight: 100. As a stage of its own before the task, as in the
+    paper: `in_stages([hint(...), hard_labels()], [steps])`.
 
     Args:
       student: path of the student's layer, one of the features that the student's network was made with.
@@ -25,29 +61,10 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
       normalize: whether batch norm and ReLU follow the regressor's convolution, for layers that end in a ReLU.
     """
 
-    def module(teacher_feature: Any) -> Regressor:
-        return Regressor(tuple(teacher_feature.shape), normalize)
+    def loss(regressed: jax.Array, target: jax.Array, where: jax.Array | None) -> jax.Array:
+        return losses.hint(nn.relu(regressed) if normalize else regressed, target, where=where)
 
-    features = _pair('hint', student, teacher)
-
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
-        del batch
-        source, target = features(student, teacher)
-        return init_connector(module(target), key, source), {}
-
-    def apply(
-        params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
-        del step
-        source, target = features(student, teacher)
-        mask = example_mask(batch, target.shape) if 'mask' in batch else None
-        if mask is not None:
-            # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
-            mask = mask | ~jnp.any(mask)
-        regressed = apply_connector(module(target), params, source, mask=mask)
-        return batch_mean(losses.hint(regressed, jax.lax.stop_gradient(target)), batch), {}, state
-
-    return Objective((Term('hint', init, apply),))
+    return _connected('hint', loss, student, teacher, lambda source, target: Regressor(target.shape, normalize))
 
 
 def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
@@ -64,23 +81,150 @@ def attention_transfer(student: str, teacher: str, *, power: float = 2, variant:
     return _on_features(losses.attention_transfer, student, teacher, power=power, variant=variant)
 
 
-def similarity_preserving(student: str, teacher: str) -> Objective:
-    """`losses.similarity_preserving` between a layer of the student and one of the teacher. Published weight: 3000.
+def nst(student: str, teacher: str) -> Objective:
+    """Neuron selectivity transfer: `losses.nst` between a layer of the student and one of the teacher. Published weight: 50.
 
     Args:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
     """
-    features = _pair('similarity_preserving', student, teacher)
-
-    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        return losses.similarity_preserving(*features(student, teacher), where=batch.get('mask'))
-
-    return from_function('similarity_preserving', loss)
+    return _on_features(losses.nst, student, teacher)
 
 
-def _on_features(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Weight | str) -> Objective:
-    features = _pair(loss.__name__, student, teacher)
+def singular_vectors(student: str, teacher: str, *, rank: int = 1) -> Objective:
+    """`losses.singular_vectors` between a layer of the student and one of the teacher.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      rank: how many of the teacher's singular vectors are matched.
+    """
+    return _on_features(losses.singular_vectors, student, teacher, rank=rank)
+
+
+def fsp(student: tuple[str, str], teacher: tuple[str, str]) -> Objective:
+    """Flow between two layers: `losses.fsp`. Published weight: 50.
+
+    Where student and teacher differ in channels, a 1x1 convolution is trained on each of the student's two layers.
+
+    Args:
+      student: paths of the layer where the flow begins and of that where it ends.
+      teacher: the same of the teacher.
+    """
+    begins, ends = (feature_pair('fsp', *paths) for paths in zip(student, teacher, strict=True))
+
+    def widen(source: Any, target: Any) -> Regressor:
+        return Regressor((*source.shape[:-1], target.shape[-1]))
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        del batch
+        pairs = {'begin': begins(student, teacher), 'end': ends(student, teacher)}
+        return {
+            name: init_connector(widen(source, target), jax.random.fold_in(key, i), source)
+            for i, (name, (source, target)) in enumerate(pairs.items())
+            if source.shape[-1] != target.shape[-1]
+        }
+
+    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        del batch
+        pairs = {'begin': begins(student, teacher), 'end': ends(student, teacher)}
+        sources = [
+            apply_connector(widen(source, target), params[name], source) if name in params else source
+            for name, (source, target) in pairs.items()
+        ]
+        return losses.fsp(*sources, *(target for _, target in pairs.values()))
+
+    return with_parameters('fsp', init, loss)
+
+
+def channel_wise(student: str, teacher: str, *, temperature: Weight = 4.0) -> Objective:
+    """`losses.channel_wise` between a layer of the teacher and one of the student, regressed to its shape if need be.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      temperature: of the softmax over positions; a number or a schedule.
+    """
+
+    def loss(regressed: jax.Array, target: jax.Array, where: jax.Array | None, **hyperparameters: Any) -> jax.Array:
+        del where
+        return losses.channel_wise(regressed, target, **hyperparameters)
+
+    return _connected('channel_wise', loss, student, teacher, _where_shapes_differ, temperature=temperature)
+
+
+def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> Objective:
+    """`losses.activation_boundary` from a trained 1x1 convolution with batch norm on the student's layer.
+
+    The layers are pre-activations, such as the output of the last norm before a ReLU. The paper trains with this alone first,
+    and then with the task: `in_stages([activation_boundary(...), hard_labels()], [steps])`.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      margin: as in the loss; a number or a schedule.
+    """
+
+    def loss(regressed: jax.Array, target: jax.Array, where: jax.Array | None, **hyperparameters: Any) -> jax.Array:
+        del where
+        return losses.activation_boundary(regressed, target, **hyperparameters)
+
+    return _connected(
+        'activation_boundary',
+        loss,
+        student,
+        teacher,
+        lambda source, target: Regressor(target.shape, normalize=True),
+        margin=margin,
+    )
+
+
+def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Objective:
+    """Masked generative distillation: the student's feature, positions masked at random, must still make the teacher's.
+
+    A convolution to the teacher's shape where shapes differ, the mask, then two 3x3 convolutions with a ReLU between, all
+    trained; the loss is `losses.masked_generation`. The state is a random key.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      masked: the share of positions that are masked.
+    """
+    if not 0 <= masked < 1:
+        raise ValueError(f'masked_generation: masked must be at least 0 and below 1, got {masked}')
+    features = feature_pair('masked_generation', student, teacher)
+
+    def generator(target: Any) -> Convolutions:
+        return Convolutions((target.shape[-1], target.shape[-1]), 3)
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        del batch
+        source, target = features(student, teacher)
+        keys = jax.random.split(key, 3)
+        align = _where_shapes_differ(source, target)
+        aligned = {} if align is None else {'align': init_connector(align, keys[0], source)}
+        return {'generator': init_connector(generator(target), keys[1], target), **aligned}, {'key': keys[2]}
+
+    def apply(
+        params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean], Any]:
+        source, target = features(student, jax.lax.stop_gradient(teacher))
+        if 'align' in params:
+            source = apply_connector(_where_shapes_differ(source, target), params['align'], source)
+        shape = (*target.shape[:3], 1)
+        keep = jax.random.bernoulli(jax.random.fold_in(state['key'], step), 1 - masked, shape)
+        generated = apply_connector(generator(target), params['generator'], source * keep.astype(source.dtype))
+        return batch_mean(losses.masked_generation(generated, target), batch), {}, state
+
+    return Objective((Term('masked_generation', init, apply),))
+
+
+def _where_shapes_differ(source: Any, target: Any) -> Regressor | None:
+    return None if source.shape == target.shape else Regressor(tuple(target.shape))
+
+
+def _on_features(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Any) -> Objective:
+    features = feature_pair(loss.__name__, student, teacher)
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         del batch
@@ -89,13 +233,28 @@ def _on_features(loss: Callable[..., jax.Array], student: str, teacher: str, **h
     return from_function(loss.__name__, function, **hyperparameters)
 
 
-def _pair(term: str, student_path: str, teacher_path: str) -> Callable[[Outputs, Outputs], tuple[Any, Any]]:
-    """The function that picks the two features which a term compares."""
+def _connected(
+    name: str,
+    loss: Callable[..., jax.Array],
+    student: str,
+    teacher: str,
+    connector: Callable[[Any, Any], nn.Module | None],
+    **hyperparameters: Any,
+) -> Objective:
+    """`loss(regressed, target, where, **hyperparameters)` after `connector(source, target)`, a module or None, was applied."""
+    features = feature_pair(name, student, teacher)
 
-    def features(student: Outputs, teacher: Outputs) -> tuple[Any, Any]:
-        return (
-            require_feature(term, 'student', student, student_path),
-            require_feature(term, 'teacher', teacher, teacher_path),
-        )
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        del batch
+        source, target = features(student, teacher)
+        module = connector(source, target)
+        return {} if module is None else init_connector(module, key, source)
 
-    return features
+    def function(params: Any, student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        source, target = features(student, teacher)
+        module = connector(source, target)
+        mask = kept_elements(batch, target.shape) if 'mask' in batch else None
+        regressed = source if module is None else apply_connector(module, params, source, mask=mask)
+        return loss(regressed, target, mask, **resolved)
+
+    return with_parameters(name, init, function, **hyperparameters)

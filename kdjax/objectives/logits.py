@@ -1,10 +1,11 @@
 """Objectives on logits: the losses of `kdjax.losses.logits` and the labels' own cross-entropy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kdjax import losses
@@ -12,14 +13,8 @@ from kdjax.batches import Batch
 from kdjax.losses.numerics import LOG_ZERO
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
-from kdjax.objectives.objective import (
-    Objective,
-    Weight,
-    batch_mean,
-    from_function,
-    require_labels,
-    require_logits,
-)
+from kdjax.objectives.arguments import batch_mean, kept_examples, require_entry, require_feature, require_labels, require_logits
+from kdjax.objectives.objective import Objective, Term, Weight, from_function
 
 
 def hard_labels(*, label_smoothing: Weight = 0.0) -> Objective:
@@ -60,6 +55,49 @@ def logit_mse() -> Objective:
     return _on_logits(losses.logit_mse)
 
 
+def hard_targets() -> Objective:
+    """Cross-entropy with the class that the teacher finds most likely: `losses.hard_targets` of the logits."""
+    return _on_logits(losses.hard_targets)
+
+
+def dist(*, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: Weight = 1.0) -> Objective:
+    """Correlation of predictions, within examples and within classes: `losses.dist` of the logits.
+
+    Args:
+      beta: weight of the correlation of classes within an example; a number or a schedule.
+      gamma: weight of the correlation of examples within a class; a number or a schedule.
+      temperature: a number or a schedule.
+    """
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
+        logits, examples = _logits('dist', student, teacher), kept_examples(batch)
+        return losses.dist(*logits, where=None if examples is None else examples[:, None], **hyperparameters)
+
+    return from_function('dist', loss, beta=beta, gamma=gamma, temperature=temperature)
+
+
+def standardize_logits(objective: Objective) -> Objective:
+    """The same objective on standardized logits, `losses.standardize_logits` of student and teacher.
+
+    The published recipe is `0.1 * hard_labels() + 9 * standardize_logits(soft_targets(temperature=2.0))`.
+
+    Args:
+      objective: an objective on logits.
+    """
+
+    def standardized(term: Term) -> Term:
+        def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
+            student, teacher = (
+                Outputs(losses.standardize_logits(logits), outputs.features)
+                for logits, outputs in zip(_logits(term.name, student, teacher), (student, teacher), strict=True)
+            )
+            return term.apply(params, state, student, teacher, batch, step=step)
+
+        return term._replace(apply=apply)
+
+    return Objective(tuple(standardized(term) for term in objective.terms))
+
+
 def reverse_kl(*, temperature: Weight = 1.0) -> Objective:
     """Divergence of the teacher from the student: `losses.reverse_kl` of the logits.
 
@@ -97,13 +135,95 @@ def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight
       beta: weight of the rest among themselves; a number or a schedule.
       temperature: a number or a schedule.
     """
+    return _on_labelled_logits(losses.decoupled_kd, alpha=alpha, beta=beta, temperature=temperature)
 
-    def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> Mean:
-        labels = require_labels('decoupled_kd', batch)
-        values = losses.decoupled_kd(*_logits('decoupled_kd', student, teacher), labels, **hyperparameters)
-        return batch_mean(values, batch, labels >= 0)
 
-    return from_function('decoupled_kd', loss, alpha=alpha, beta=beta, temperature=temperature)
+def normalized_kd(*, gamma: Weight = 1.5, temperature: Weight = 1.0) -> Objective:
+    """Normalized distillation, `losses.normalized_kd`, over the examples that have a label.
+
+    Args:
+      gamma: weight of the classes other than the label; a number or a schedule.
+      temperature: of those; a number or a schedule.
+    """
+    return _on_labelled_logits(losses.normalized_kd, gamma=gamma, temperature=temperature)
+
+
+def weighted_soft_labels(*, temperature: Weight = 2.0) -> Objective:
+    """Soft targets weighted by how far the student lags behind, `losses.weighted_soft_labels`, over the labelled examples.
+
+    Args:
+      temperature: a number or a schedule.
+    """
+    return _on_labelled_logits(losses.weighted_soft_labels, temperature=temperature)
+
+
+def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) -> Objective:
+    """Soft targets of a teacher that knows only some of the student's classes: `losses.subset_soft_targets`.
+
+    Args:
+      classes: the student's index of each of the teacher's classes, in the teacher's order.
+      temperature: a number or a schedule.
+    """
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
+        del batch
+        logits = _logits('subset_soft_targets', student, teacher)
+        return losses.subset_soft_targets(*logits, np.asarray(classes, np.int32), **hyperparameters)
+
+    return from_function('subset_soft_targets', loss, temperature=temperature)
+
+
+def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
+    """Soft targets of a teacher of whom only the largest logits were kept: `losses.top_k_soft_targets`.
+
+    Needs no teacher network: `batch['top_logits']`, `batch['top_indices']` [batch, ..., k] and `batch['rest']` [batch, ...] are
+    what `losses.top_k_logits` made of its logits, at the same temperature.
+
+    Args:
+      temperature: the one that `rest` was computed with.
+    """
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        del teacher
+        kept = (require_entry('top_k_soft_targets', batch, name) for name in ('top_logits', 'top_indices', 'rest'))
+        logits = require_logits('top_k_soft_targets', 'student', student)
+        return losses.top_k_soft_targets(logits, *kept, temperature=temperature)
+
+    return from_function('top_k_soft_targets', loss)
+
+
+def linear_soft_targets(
+    student_hidden: str, student_kernel: str, teacher_hidden: str, teacher_kernel: str, *, temperature: Weight = 4.0
+) -> Objective:
+    """Soft targets between heads so wide that their logits should never exist: `losses.linear_soft_targets`.
+
+    Args:
+      student_hidden: path of the student's feature [batch, ..., width] that enters its head.
+      student_kernel: path of the head's kernel [width, classes]; `networks.tap_parameters` makes it a feature.
+      teacher_hidden: as the student's.
+      teacher_kernel: as the student's.
+      temperature: a number or a schedule.
+    """
+    name = 'linear_soft_targets'
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
+        del batch
+        paths = (student_hidden, student_kernel), (teacher_hidden, teacher_kernel)
+        sides = ('student', student, paths[0]), ('teacher', teacher, paths[1])
+        arrays = [require_feature(name, side, outputs, path) for side, outputs, each in sides for path in each]
+        return losses.linear_soft_targets(*arrays, **hyperparameters)
+
+    return from_function(name, loss, temperature=temperature)
+
+
+def _on_labelled_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:
+    name = loss.__name__
+
+    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> Mean:
+        labels = require_labels(name, batch)
+        return batch_mean(loss(*_logits(name, student, teacher), labels, **resolved), batch, labels >= 0)
+
+    return from_function(name, function, **hyperparameters)
 
 
 def _on_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:

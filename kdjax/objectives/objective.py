@@ -11,6 +11,7 @@ import numpy as np
 from kdjax.batches import Batch
 from kdjax.metrics import Mean, divide, mean
 from kdjax.networks import Outputs
+from kdjax.objectives.arguments import batch_mean
 
 Schedule = Callable[[Any], Any]
 """A function of the step, such as optax's schedules."""
@@ -190,63 +191,37 @@ def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperp
     3.0
     """
 
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
-        del key, student, teacher, batch
-        return {}, {}
+    def without_parameters(params: Any, *arguments: Any, **resolved: Any) -> jax.Array | Mean:
+        del params
+        return function(*arguments, **resolved)
+
+    return with_parameters(name, lambda key, student, teacher, batch: {}, without_parameters, **hyperparameters)
+
+
+def with_parameters(
+    name: str,
+    init: Callable[[jax.Array, Outputs, Outputs, Batch], Any],
+    function: Callable[..., jax.Array | Mean],
+    **hyperparameters: Any,
+) -> Objective:
+    """Makes an objective of a function that has parameters of its own to train, such as a connector's.
+
+    Args:
+      name: the term's name.
+      init: `init(key, student, teacher, batch) -> params`, of shapes alone (`jax.ShapeDtypeStruct`).
+      function: `function(params, student, teacher, batch, **hyperparameters)`, otherwise as in `from_function`.
+      **hyperparameters: as in `from_function`.
+    """
+
+    def init_term(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        return init(key, student, teacher, batch), {}
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean], Any]:
-        del params
         scheduled = {key: evaluate(value, step) for key, value in hyperparameters.items() if callable(value)}
-        values = function(student, jax.lax.stop_gradient(teacher), batch, **{**hyperparameters, **scheduled})
+        values = function(params, student, jax.lax.stop_gradient(teacher), batch, **{**hyperparameters, **scheduled})
         value = values if isinstance(values, Mean) else batch_mean(values, batch)
         return value, {key: mean(x) for key, x in scheduled.items()}, state
 
-    return Objective((Term(name, init, apply),))
-
-
-def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) -> Mean:
-    """The mean of values [batch, ...] over the examples in `batch['mask']` and over `where`; a scalar is taken as it is."""
-    if values.ndim == 0:
-        return mean(values)
-    kept = jnp.ones(values.shape, jnp.bool_) if where is None else where
-    if 'mask' in batch:
-        kept = kept & example_mask(batch, values.shape)
-    return mean(values, kept)
-
-
-def example_mask(batch: Batch, shape: tuple[int, ...]) -> jax.Array:
-    """`batch['mask']` with axes of length 1 appended, to broadcast to values [batch, ...] of this shape.
-
-    Raises:
-      ValueError: the mask is not boolean, or not of one axis as long as the batch.
-    """
-    mask = batch['mask']
-    if mask.dtype != jnp.bool_ or mask.shape != shape[:1]:
-        raise ValueError(f"batch['mask'] must be boolean of shape {shape[:1]}, got {mask.dtype} {mask.shape}")
-    return mask.reshape(-1, *(1,) * (len(shape) - 1))
-
-
-def require_labels(term: str, batch: Batch) -> jax.Array:
-    """The labels of a batch."""
-    if 'labels' not in batch:
-        raise ValueError(f"{term} needs batch['labels'], integer classes; the batch has {', '.join(sorted(batch))}")
-    return batch['labels']
-
-
-def require_logits(term: str, side: str, outputs: Outputs) -> jax.Array:
-    """The logits of the student or the teacher."""
-    if outputs.logits is None:
-        raise ValueError(f'{term} needs the logits of a {side}, and there are none')
-    return outputs.logits
-
-
-def require_feature(term: str, side: str, outputs: Outputs, path: str) -> jax.Array:
-    """A feature of the student or the teacher."""
-    if path not in outputs.features:
-        tapped = ', '.join(sorted(outputs.features)) or 'none'
-        raise ValueError(
-            f'{term}: the {side} gives no feature {path!r} (it gives: {tapped}); name it in features= where the network is made'
-        )
-    return outputs.features[path]
+    return Objective((Term(name, init_term, apply),))

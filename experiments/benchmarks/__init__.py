@@ -1,0 +1,1 @@
+"""Measurements of memory and time; each ends with one line of JSON."""

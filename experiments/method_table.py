@@ -1,0 +1,296 @@
+"""Every method on one pair: alone, and with soft targets beside it.
+
+    python -m experiments.method_table
+    python -m experiments.method_table --dataset fashion_mnist --seeds 5 --epochs 12 --examples 10000 --output runs/fashion
+
+A teacher is trained once, on all training examples; the students see `--examples` of them, with labels. A method's students, of
+all seeds, alone and with 0.9 · soft targets (T = 4) added, train in one vmapped program that shares batches and the teacher's
+forward pass. Weights are the published ones (experiments/recipes.py), learning rate and epochs were chosen on the validation
+split for soft targets alone, and the test split is read once, for the last epoch of each student. Images are averaged down to
+at most 12 x 12, so that a CPU can do it. Methods on attention have a pair of transformers of their own.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+from tqdm.auto import tqdm
+
+from experiments import architectures, reporting, runs
+from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
+from kdjax import data, metrics, models, networks, objectives, training
+from kdjax.batches import Batch
+from kdjax.losses.features import average_pool
+
+BATCH_SIZE = 64
+LARGEST_IMAGE = 12
+SOFT_WEIGHT = 0.9
+BASELINE = 'soft_targets'
+
+
+class Family(NamedTuple):
+    """A pair, the methods that it is trained with, and how it is optimized.
+
+    Attributes:
+      name: as rows of the table have it.
+      teacher: that is trained first.
+      student: that learns.
+      recipes: the methods, soft targets first.
+      optimizer: from the learning rate's schedule.
+      learning_rate: the largest.
+    """
+
+    name: str
+    teacher: architectures.Architecture
+    student: architectures.Architecture
+    recipes: dict[str, Recipe]
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    learning_rate: float
+
+
+def _sgd(rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
+
+
+FAMILIES = (
+    Family(
+        'convolutional',
+        architectures.resnet(8, (16, 16, 32, 64)),
+        architectures.resnet(8, (4, 4, 8, 16), models.im2col_convolution),
+        RECIPES,
+        _sgd,
+        0.1,
+    ),
+    Family(
+        'transformer',
+        architectures.transformer(depth=4, width=64, heads=4),
+        architectures.transformer(depth=2, width=16, heads=4),
+        TRANSFORMER_RECIPES,
+        lambda rate: optax.adamw(rate, weight_decay=1e-4),
+        5e-3,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    dataset: str = 'digits'
+    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    seeds: int = 3
+    """Students of each method, alone and with soft targets each."""
+    epochs: int = 30
+    """Epochs of every student and teacher."""
+    examples: int | None = None
+    """Training examples that the students see; all if not given."""
+    methods: tuple[str, ...] = ()
+    """Which methods; all if not given."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/method_table'
+    """Folder for the report and the students. The same command resumes there, after the last finished method."""
+
+
+def main(config: Config) -> None:
+    """Trains, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds)
+    known = {name for family in FAMILIES for name in family.recipes}
+    if unknown := sorted(set(config.methods) - known):
+        raise ValueError(f'--methods: there is no {unknown[0]!r}; there are: {", ".join(sorted(known))}')
+    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
+    seen = len(dataset.train['labels']) if config.examples is None else config.examples
+    if not BATCH_SIZE <= seen <= len(dataset.train['labels']):
+        raise ValueError(f'--examples must be between {BATCH_SIZE} and {len(dataset.train["labels"])}, got {seen}')
+    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.train['labels']))[:seen])
+    transfer = {**data.take(dataset.train, chosen), 'index': np.arange(seen, dtype=np.int32)}
+    output = runs.open_output(config)
+    if output is None:
+        return
+    families = [family for family in FAMILIES if not config.methods or set(config.methods) & set(family.recipes)]
+    rows = [row for family in families for row in compare(family, config, dataset, transfer, output)]
+    reporting.write_report(
+        output,
+        title=f'Distillation methods on {dataset.name}',
+        dataset=dataset.name,
+        seeds=config.seeds,
+        started=started,
+        rows=rows,
+        example=dataset.test['inputs'][:1],
+        notes=f'{seen} training examples, {config.epochs} epochs. {NOTES}',
+        table=table,
+        draw=draw,
+    )
+
+
+NOTES = (
+    'Gains are over the student that learns alone, and over soft targets, in points with their standard error. Time is that of '
+    'a step of all students of a method, relative to soft targets.'
+)
+
+
+def compare(
+    family: Family, config: Config, dataset: data.Dataset, transfer: Batch, output: pathlib.Path
+) -> list[reporting.Row]:
+    """Trains a teacher and the students of every method of a family, and returns the rows of the table."""
+    prepared = _preparation(dataset)
+    steps = training.steps_per_epoch(transfer, BATCH_SIZE)
+    pair = Pair.of(family.student, family.teacher, steps, config.epochs, transfer['labels'])
+    augment = data.augment.random_shift(pixels=1)
+
+    def network(architecture: architectures.Architecture, method: str) -> networks.Network:
+        return networks.preprocess(architectures.network(architecture, dataset.classes, recipe=method), prepared)
+
+    def optimizer(steps: int) -> optax.GradientTransformation:
+        return family.optimizer(optax.cosine_decay_schedule(family.learning_rate, config.epochs * steps))
+
+    def students(method: str) -> training.Distillation:
+        soft = SOFT_WEIGHT * objectives.soft_targets(temperature=4.0)
+        networks_of_method = network(family.student, method), network(family.teacher, method)
+
+        def make(together: jax.Array) -> training.Distillation:
+            if method == BASELINE:
+                objective = (1 - SOFT_WEIGHT * together) * objectives.hard_labels() + together * soft
+            else:
+                objective = family.recipes[method](pair) + together * soft
+            return training.distillation(*networks_of_method, objective, optimizer(steps))
+
+        return training.sweep(make, jnp.repeat(jnp.array([0.0, 1.0]), config.seeds))
+
+    teacher, student = network(family.teacher, BASELINE), network(family.student, BASELINE)
+    teaching = runs.prepare(
+        training.supervised(teacher, objectives.hard_labels(), optimizer(training.steps_per_epoch(dataset.train, BATCH_SIZE))),
+        dataset.train,
+        epochs=config.epochs,
+        batch_size=BATCH_SIZE,
+        augment=augment,
+    )
+    taught_by = runs.train(teaching, dataset.train, seed=1000, output=output, name=f'{family.name}-teacher').state.variables
+    evaluate = training.evaluator(student)
+    size, loaded = runs.ship(output, f'{family.name} teacher', 0, taught_by)
+    accuracy = metrics.compute(training.evaluator(teacher)(loaded, dataset.test))['accuracy']
+    rows = [reporting.Row(f'{family.name} teacher', [accuracy], size, teacher, loaded)]
+    baseline: dict[str, Any] = {}
+    for method in family.recipes:
+        if config.methods and method not in (BASELINE, *config.methods):
+            continue
+        name = f'{family.name} {method}'
+        record = output / 'methods' / f'{family.name}-{method}.json'
+        if not record.exists():
+            problem = students(method)
+            epoch = training.epoch(problem, batch_size=BATCH_SIZE, augment=augment, mesh=teaching.mesh)
+            state = problem.init(jax.random.key(0), data.take(transfer, np.arange(BATCH_SIZE)))
+            state, teacher_variables, split = training.replicate(teaching.mesh, (state, taught_by, transfer))
+            state, seconds = train(epoch, state, teacher_variables, split, config.epochs, name)
+            for i in range(2 * config.seeds):
+                together, seed = divmod(i, config.seeds)
+                runs.ship(output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
+            record.parent.mkdir(exist_ok=True)
+            record.write_text(json.dumps({'step_ms': 1000 * seconds / steps}) + '\n')
+        step_ms = json.loads(record.read_text())['step_ms']
+        measured, sizes, variables = [], [], []
+        for together in (False, True):
+            files = [runs.shipped(output, _file(name, together), seed) for seed in range(config.seeds)]
+            measured.append([metrics.compute(evaluate(loaded, dataset.test))['accuracy'] for _, loaded in files])
+            sizes.append(files[0][0])
+            variables.append(files[0][1])
+        if method == BASELINE:
+            baseline = {'alone': measured[0], 'soft': measured[1], 'step_ms': step_ms}
+            rows.append(
+                reporting.Row(f'{family.name} alone', measured[0], sizes[0], student, variables[0], {'relative_time': 1.0})
+            )
+            gains = _gain('alone', measured[1], baseline['alone'])
+            rows.append(reporting.Row(name, measured[1], sizes[1], student, variables[1], {**gains, 'relative_time': 1.0}))
+            continue
+        extra = {
+            **reporting.mean_and_deviation('with_soft_targets', measured[1]),
+            **_gain('alone', measured[0], baseline['alone']),
+            **_gain('soft_targets', measured[1], baseline['soft']),
+            'relative_time': step_ms / baseline['step_ms'],
+        }
+        rows.append(reporting.Row(name, measured[0], sizes[0], student, variables[0], extra))
+    return rows
+
+
+def train(
+    epoch: training.Epoch, state: training.TrainState, teacher_variables: Any, transfer: Batch, epochs: int, name: str
+) -> tuple[training.TrainState, float]:
+    """Trains a method's students; returns their state and the median time of an epoch in seconds."""
+    taken = []
+    for number in tqdm(range(epochs), desc=name, leave=False, disable=None):
+        started = time.perf_counter()
+        state, measured = epoch(state, teacher_variables, transfer)
+        if not np.isfinite(jax.device_get(measured[-1]['loss'].total)).all():
+            raise training.NonFiniteLossError(f'{name}: the loss is not finite in epoch {number + 1}')
+        taken.append(time.perf_counter() - started)
+    return state, float(np.median(taken))
+
+
+def _preparation(dataset: data.Dataset) -> Callable[[jax.Array], jax.Array]:
+    """Normalises images, and averages large ones down."""
+    normalize = data.normalize(*data.channel_statistics(dataset.train['inputs']))
+    height, width = dataset.train['inputs'].shape[1:3]
+    size = min(height, LARGEST_IMAGE), min(width, LARGEST_IMAGE)
+    return lambda images: average_pool(normalize(images), size)
+
+
+def _file(name: str, together: bool) -> str:
+    return f'{name} with soft targets' if together else name
+
+
+def _gain(over: str, accuracies: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
+    gain, error = reporting.difference_of_means(accuracies, baseline)
+    return {f'gain_over_{over}': gain, f'gain_over_{over}_error': error}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    heads = ('method', 'test accuracy (%)', 'gain', 'with soft targets (%)', 'gain over soft targets', 'time')
+    lines = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
+    for row in results:
+        together = ''
+        if 'with_soft_targets_mean' in row:
+            together = reporting.spread(100 * row['with_soft_targets_mean'], 100 * row['with_soft_targets_std'], row['runs'], 1)
+        cells = [
+            row['name'],
+            reporting.spread(100 * row['accuracy_mean'], 100 * row['accuracy_std'], row['runs'], 1),
+            _signed(row, 'gain_over_alone'),
+            together,
+            _signed(row, 'gain_over_soft_targets'),
+            f'{row["relative_time"]:.2f}' if 'relative_time' in row else '',
+        ]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def _signed(row: dict[str, Any], key: str) -> str:
+    return f'{100 * row[key]:+.1f} ({100 * row[f"{key}_error"]:.1f})' if key in row else ''
+
+
+def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
+    """Draws each method's accuracy, alone and with soft targets."""
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.25 * len(results)), layout='constrained')
+    for key, label, marker in (('accuracy', 'the method', 'o'), ('with_soft_targets', 'with soft targets', 's')):
+        rows = [(i, row) for i, row in enumerate(results) if f'{key}_mean' in row]
+        means, deviations = ([100 * row[f'{key}_{part}'] for _, row in rows] for part in ('mean', 'std'))
+        axes.errorbar(means, [i for i, _ in rows], xerr=deviations, fmt=marker, capsize=2, label=label)
+    axes.set(xlabel='test accuracy (%)', title=title, yticks=range(len(results)), yticklabels=[row['name'] for row in results])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize='small')
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)

@@ -1,0 +1,98 @@
+"""Objectives made of objectives: one after the other, and one under the condition that another stays small."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.batches import Batch
+from kdjax.metrics import Mean, mean
+from kdjax.networks import Outputs
+from kdjax.objectives.objective import Objective, Schedule, Term, Weight, evaluate
+
+
+def in_stages(objectives: Sequence[Objective], boundaries: Sequence[int]) -> Objective:
+    """One objective after the other, as optax joins schedules.
+
+    FitNets' two stages are `in_stages([hint('stage2', 'stage2'), hard_labels()], [10_000])`. All are computed at every step,
+    and those whose turn it is not weigh 0. The optimizer goes on from stage to stage; for a fresh one, or to train less of the
+    student, run one `distillation` per stage and hand the second `student_variables=`.
+
+    Args:
+      objectives: the stages.
+      boundaries: the steps at which all but the first begin.
+
+    Raises:
+      ValueError: boundaries and stages do not fit.
+
+    >>> from kdjax import objectives
+    >>> two_stages = in_stages([objectives.hint('stage2', 'stage2'), objectives.hard_labels()], [100])
+    >>> [float(weight(99)) for term in two_stages.terms for weight in term.weights]
+    [1.0, 0.0]
+    """
+    if len(boundaries) != len(objectives) - 1 or list(boundaries) != sorted(boundaries):
+        raise ValueError(
+            f'in_stages: {len(objectives)} stages need {len(objectives) - 1} rising boundaries, got {list(boundaries)}'
+        )
+
+    def turn(i: int) -> Schedule:
+        first = boundaries[i - 1] if i > 0 else None
+        last = boundaries[i] if i < len(boundaries) else None
+
+        def weight(step: Any) -> jax.Array:
+            begun = True if first is None else jnp.asarray(step) >= first
+            ended = False if last is None else jnp.asarray(step) >= last
+            return jnp.where(begun & jnp.logical_not(ended), jnp.float32(1.0), jnp.float32(0.0))
+
+        return weight
+
+    return Objective(tuple(term for i, objective in enumerate(objectives) for term in (turn(i) * objective).terms))
+
+
+def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.1) -> Objective:
+    """Keeps an objective below a limit while the rest of a sum is minimised.
+
+    `activation_size('stage3') + constraint(hard_labels(), 0.3)` looks for small activations with a cross-entropy of 0.3.
+
+    The value is λ·(loss - limit), with a Lagrange multiplier λ ≥ 0 that begins at 0 and climbs while the limit is not kept:
+    λ ← max(0, λ + learning_rate · (loss - limit)) after every step. Where the sum stops changing, either the limit is kept
+    with λ = 0, or it is met exactly. λ is the term's state; its metrics are the objective's, `'multiplier'` and `'excess'`.
+
+    Args:
+      objective: what must stay below the limit.
+      limit: the largest value it may have; a number or a schedule.
+      learning_rate: how fast λ climbs.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from kdjax import objectives
+    >>> from kdjax.networks import Outputs
+    >>> output = objectives.from_function('output', lambda student, teacher, batch: student.logits)
+    >>> constrained = constraint(output, 0.5, learning_rate=0.1)
+    >>> student = Outputs(jnp.array([2.0]))
+    >>> params, state = constrained.init(jax.random.key(0), student, Outputs(None), {})
+    >>> for step in range(3):
+    ...     value, metrics, state = constrained.apply(params, state, student, Outputs(None), {}, step=step)
+    >>> print(value)
+    0.45
+
+    Reference:
+      Platt, Barr. Constrained Differential Optimization. 1988.
+      https://papers.nips.cc/paper/1987/hash/a87ff679a2f3e71d9181a67b7542122c-Abstract.html
+    """
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        params, state = objective.init(key, student, teacher, batch)
+        return params, {'objective': state, 'multiplier': jnp.float32(0.0)}
+
+    def apply(
+        params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean], Any]:
+        loss, metrics, inner = objective.apply(params, state['objective'], student, teacher, batch, step=step)
+        excess = loss - evaluate(limit, step)
+        multiplier = state['multiplier']
+        climbed = jnp.maximum(0.0, multiplier + learning_rate * jax.lax.stop_gradient(excess))
+        extra = {**metrics, 'multiplier': mean(multiplier), 'excess': mean(excess)}
+        return mean(multiplier * excess), extra, {'objective': inner, 'multiplier': climbed}
+
+    return Objective((Term('constraint', init, apply),))

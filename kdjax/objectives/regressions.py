@@ -1,0 +1,210 @@
+"""Objectives whose connector is a model of its own: of a variance, of factors, of what a teacher leaves out, of all stages."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax import losses
+from kdjax.batches import Batch
+from kdjax.losses.features import average_pool
+from kdjax.metrics import Mean
+from kdjax.networks import Outputs
+from kdjax.objectives.arguments import batch_mean, feature_pair, kept_elements, require_feature
+from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
+from kdjax.objectives.objective import Objective, Term, with_parameters
+
+INITIAL_VARIANCE = 5.0
+SMALLEST_VARIANCE = 1e-5
+
+
+def vid(student: str, teacher: str) -> Objective:
+    """Variational information distillation: the student's layer predicts the teacher's, with a variance per channel.
+
+    The mean comes from three 1x1 convolutions, the variance is softplus(ρ) + 1e-5, begins at 5 and is trained; the loss is
+    `losses.vid`. The larger of the two images is average-pooled to the smaller. Published weight: 1.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+    """
+    features = feature_pair('vid', student, teacher)
+
+    def model(target: Any) -> Convolutions:
+        return Convolutions((target.shape[-1],) * 3, 1)
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        del batch
+        source, target = features(student, teacher)
+        # The inverse of softplus.
+        rho = jnp.full(target.shape[-1], jnp.log(jnp.expm1(INITIAL_VARIANCE - SMALLEST_VARIANCE)), jnp.float32)
+        return {'mean': init_connector(model(target), key, source), 'rho': rho}
+
+    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        del batch
+        source, target = features(student, teacher)
+        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
+        source, target = (average_pool(x.astype(jnp.float32), size) for x in (source, target))
+        variance = jax.nn.softplus(params['rho']) + SMALLEST_VARIANCE
+        return losses.vid(apply_connector(model(target), params['mean'], source), variance, target)
+
+    return with_parameters('vid', init, loss)
+
+
+def factor_transfer(
+    student: str, teacher: str, *, rate: float = 0.5, pretraining: int = 0, variant: str = 'paper'
+) -> Objective:
+    """The student's translator follows the factors that a paraphraser, an autoencoder, finds in the teacher's layer.
+
+    Paraphraser and translator are three 3x3 convolutions with leaky ReLUs, of which the last two have `rate` times the
+    teacher's channels; the paraphraser's decoder mirrors it. The value is the autoencoder's mean squared error for the first
+    `pretraining` steps, when nothing else should be trained (see `in_stages`); the paraphraser then stays as it is, and the
+    value is `losses.factor_transfer`. With `pretraining=0` both are trained at once, and the value is their sum. The larger
+    image is average-pooled to the smaller. Published weight: 200.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      rate: channels of the factors, relative to the teacher's.
+      pretraining: steps that train the paraphraser alone.
+      variant: as in the loss.
+    """
+    features = feature_pair('factor_transfer', student, teacher)
+
+    def models(target: Any) -> tuple[nn.Module, nn.Module]:
+        channels, factors = target.shape[-1], max(1, round(rate * target.shape[-1]))
+        encoder = Convolutions((channels, factors, factors), 3, _leaky_relu)
+        return encoder, Convolutions((factors, channels, channels), 3, _leaky_relu, transposed=True)
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        del batch
+        source, target = features(student, teacher)
+        encoder, decoder = models(target)
+        keys = jax.random.split(key, 3)
+        encoded = jax.ShapeDtypeStruct((*target.shape[:-1], encoder.channels[-1]), jnp.float32)
+        params = {
+            'encoder': init_connector(encoder, keys[0], target),
+            'decoder': init_connector(decoder, keys[1], encoded),
+            'translator': init_connector(encoder, keys[2], source),
+        }
+        return params, params['encoder'] if pretraining else {}
+
+    def apply(
+        params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
+    ) -> tuple[Mean, dict[str, Mean], Any]:
+        source, target = features(student, jax.lax.stop_gradient(teacher))
+        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
+        source, target = (average_pool(x.astype(jnp.float32), size) for x in (source, target))
+        encoder, decoder = models(target)
+        # Adam's momentum goes on moving the encoder where its gradient is zero: after pretraining, what counts is the copy.
+        if pretraining:
+            pretrained = step > pretraining
+            state = jax.tree.map(lambda new, old: jnp.where(pretrained, old, new), params['encoder'], state)
+        fixed = jax.lax.stop_gradient(state if pretraining else params['encoder'])
+        decoded = apply_connector(decoder, params['decoder'], apply_connector(encoder, params['encoder'], target))
+        autoencoder = losses.hint(decoded, target)
+        transfer = losses.factor_transfer(
+            apply_connector(encoder, params['translator'], source), apply_connector(encoder, fixed, target), variant=variant
+        )
+        values = jnp.where(step < pretraining, autoencoder, transfer) if pretraining else autoencoder + transfer
+        extra = {'autoencoder': batch_mean(autoencoder, batch)}
+        return batch_mean(values, batch), extra, state
+
+    return Objective((Term('factor_transfer', init, apply),))
+
+
+def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objective:
+    """Comprehensive overhaul: a trained 1x1 convolution with batch norm on the student's layer, and `losses.overhaul`.
+
+    The layers are pre-activations. The margin of each channel is what the teacher's batch norm says of its negative values,
+    `losses.overhaul_margin`. Published weight: 1e-3, and half as much for every stage before the last.
+
+    Args:
+      student: path of the student's layer, before its ReLU.
+      teacher: path of the teacher's layer, the output of a batch norm.
+      norm: path of that batch norm's parameters, if it is not `teacher`: `networks.tap_parameters` makes its `scale` and `bias`
+        features of the teacher.
+    """
+    features = feature_pair('overhaul', student, teacher)
+    norm = teacher if norm is None else norm
+
+    def model(target: Any) -> Regressor:
+        return Regressor(tuple(target.shape), normalize=True)
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        del batch
+        source, target = features(student, teacher)
+        return init_connector(model(target), key, source)
+
+    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        source, target = features(student, teacher)
+        scale, bias = (require_feature('overhaul', 'teacher', teacher, f'{norm}/{name}') for name in ('scale', 'bias'))
+        mask = kept_elements(batch, target.shape) if 'mask' in batch else None
+        regressed = apply_connector(model(target), params, source, mask=mask)
+        return losses.overhaul(regressed, target, losses.overhaul_margin(bias, jnp.abs(scale)))
+
+    return with_parameters('overhaul', init, loss)
+
+
+def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Objective:
+    """Knowledge review: every stage of the student, fused with those behind it, learns from the teacher's stage.
+
+    From the last stage to the first, a stage goes through a 1x1 convolution with batch norm, is mixed with what came of the
+    stage behind it (enlarged to its size) by a pair of attention maps that both decide, and leads through a 3x3 convolution
+    with batch norm to the teacher's channels; each is compared by `losses.hierarchical_context`, and the values are summed. The
+    authors warm the weight up over 20 epochs.
+
+    Args:
+      student: paths of the student's stages, from input to output.
+      teacher: paths of as many of the teacher's, of the same sizes.
+    """
+    pairs = [feature_pair('hierarchical_context', *paths) for paths in zip(student, teacher, strict=True)]
+
+    def model(targets: Sequence[Any], sources: Sequence[Any]) -> _Review:
+        return _Review(tuple(target.shape[-1] for target in targets), min(512, sources[-1].shape[-1]))
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        del batch
+        sources, targets = zip(*(features(student, teacher) for features in pairs), strict=True)
+        return init_connector(model(targets, sources), key, *sources)
+
+    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        sources, targets = zip(*(features(student, teacher) for features in pairs), strict=True)
+        mask = kept_elements(batch, targets[-1].shape) if 'mask' in batch else None
+        fused = apply_connector(model(targets, sources), params, *sources, mask=mask)
+        return sum(losses.hierarchical_context(x, target) for x, target in zip(fused, targets, strict=True))
+
+    return with_parameters('hierarchical_context', init, loss)
+
+
+class _Review(nn.Module):
+    """The student's stages, fused from the last to the first.
+
+    Attributes:
+      channels: of the teacher's stages.
+      width: channels within the fusion.
+    """
+
+    channels: tuple[int, ...]
+    width: int
+
+    @nn.compact
+    def __call__(self, *stages: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
+        fused, behind = [], None
+        for i, (x, channels) in reversed(list(enumerate(zip(stages, self.channels, strict=True)))):
+            x = nn.Conv(self.width, (1, 1), use_bias=False, name=f'reduce{i}')(x)
+            x = nn.BatchNorm(use_running_average=False, name=f'reduce_norm{i}')(x, mask=mask)
+            if behind is not None:
+                behind = jax.image.resize(behind, x.shape, 'nearest')
+                attention = nn.sigmoid(nn.Conv(2, (1, 1), name=f'attention{i}')(jnp.concatenate([x, behind], axis=-1)))
+                x = x * attention[..., :1] + behind * attention[..., 1:]
+            behind = x
+            y = nn.Conv(channels, (3, 3), use_bias=False, name=f'expand{i}')(x)
+            fused.append(nn.BatchNorm(use_running_average=False, name=f'expand_norm{i}')(y, mask=mask))
+        return tuple(reversed(fused))
+
+
+def _leaky_relu(x: jax.Array) -> jax.Array:
+    return nn.leaky_relu(x, 0.1)
