@@ -59,6 +59,7 @@ from kdjax.losses.graphs import instance_graph as instance_graph
 from kdjax.losses.labelled import decoupled_kd as decoupled_kd
 from kdjax.losses.labelled import normalized_kd as normalized_kd
 from kdjax.losses.labelled import weighted_soft_labels as weighted_soft_labels
+from kdjax.losses.linear import linear_soft_targets as linear_soft_targets
 from kdjax.losses.logits import dist as dist
 from kdjax.losses.logits import hard_targets as hard_targets
 from kdjax.losses.logits import logit_mse as logit_mse
@@ -84,7 +85,6 @@ from kdjax.losses.unsupervised import activation_size as activation_size
 from kdjax.losses.unsupervised import attention_distillation as attention_distillation
 from kdjax.losses.unsupervised import diversity as diversity
 from kdjax.losses.unsupervised import reconstruction as reconstruction
-from kdjax.losses.vocabularies import linear_soft_targets as linear_soft_targets
 from kdjax.losses.vocabularies import subset_soft_targets as subset_soft_targets
 from kdjax.losses.vocabularies import top_k_logits as top_k_logits
 from kdjax.losses.vocabularies import top_k_soft_targets as top_k_soft_targets

@@ -180,8 +180,10 @@ def dist(
         x, y = (_centred(p, axis, where) for p in (p_s, p_t))
         norms = _root(jnp.sum(jnp.square(x), axis=axis)) * _root(jnp.sum(jnp.square(y), axis=axis))
         # At x = 0 the quotient has a slope of y / 1e-8, which would throw a student that begins with constant logits far away.
-        correlation = jnp.where(norms > 0, jnp.sum(x * y, axis=axis) / (norms + 1e-8), 0.0)
-        return numerics.masked_mean(1 - correlation, 0, jnp.any(where, axis=axis))
+        # 1 - r by the distance of the directions: the difference of 1 and r loses its digits where both networks agree.
+        apart = numerics.l2_normalize(x, axis) - numerics.l2_normalize(y, axis)
+        uncorrelated = (norms * jnp.sum(jnp.square(apart), axis=axis) / 2 + 1e-8) / (norms + 1e-8)
+        return numerics.masked_mean(jnp.where(norms > 0, uncorrelated, 1.0), 0, jnp.any(where, axis=axis))
 
     beta, gamma, temperature = (jnp.asarray(x, jnp.float32) for x in (beta, gamma, temperature))
     return jnp.square(temperature) * (beta * distance(1) + gamma * distance(0))

@@ -188,8 +188,13 @@ def _left_singular_vectors(matrices: jax.Array, count: int) -> tuple[jax.Array, 
 @jax.custom_jvp
 def _eigenvectors(symmetric: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvalues, the smallest first, and eigenvectors as columns, with derivatives that stay finite for equal values."""
-    values, vectors = jnp.linalg.eigh(symmetric)
-    return values, vectors
+    # On CPUs one matrix at a time: LAPACK's batched call shares its threads with the rest of the program, and a training loop
+    # that dispatched steps ahead was seen to wait for ever (jax 0.10.2). It is no slower: the call works through them in turn.
+    return jax.lax.platform_dependent(
+        symmetric,
+        cpu=lambda x: jax.lax.map(lambda one: tuple(jnp.linalg.eigh(one)), x),
+        default=lambda x: tuple(jnp.linalg.eigh(x)),
+    )
 
 
 @_eigenvectors.defjvp

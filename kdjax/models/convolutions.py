@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_LAYOUTS = 'NHWC', 'HWIO', 'NHWC'
+
 
 def im2col_convolution(
     inputs: jax.Array,
@@ -40,12 +42,16 @@ def im2col_convolution(
       preferred_element_type: of the product.
 
     Raises:
-      ValueError: the convolution is dilated, grouped, or not of images.
+      ValueError: the convolution is dilated, grouped, not of images, or of other layouts, or the channels differ.
 
     >>> import jax.numpy as jnp
     >>> im2col_convolution(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5)), (2, 2), 'SAME').shape
     (2, 4, 4, 5)
     """
+    if dimension_numbers is not None and inputs.ndim == kernel.ndim == 4:
+        given, own = (lax.conv_dimension_numbers(inputs.shape, kernel.shape, x) for x in (dimension_numbers, _LAYOUTS))
+        if given != own:
+            raise ValueError(f'im2col_convolution: dimension_numbers must be {_LAYOUTS}, got {dimension_numbers}')
     dilations = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))}
     if inputs.ndim != 4 or kernel.ndim != 4 or dilations != {1} or feature_group_count != 1:
         raise ValueError(
@@ -53,6 +59,8 @@ def im2col_convolution(
             f'{kernel.shape}, dilations {sorted(dilations)}, {feature_group_count} groups'
         )
     height, width, channels, _ = kernel.shape
+    if inputs.shape[-1] != channels:
+        raise ValueError(f'im2col_convolution: inputs {inputs.shape} and kernel {kernel.shape} must have the same channels')
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(inputs.shape[1:3], (height, width), window_strides, padding)
     inputs = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))

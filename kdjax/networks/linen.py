@@ -29,13 +29,15 @@ def from_linen(
         `'intermediates'` are paths too. Of a submodule that is called several times, the last output is returned.
       class_gradients: paths among `features` for which `apply` also returns `'path/class_gradients'`, of shape [batch, classes,
         channels]: the derivative of each logit by each channel, its mean over positions. These are Grad-CAM's weights, for
-        `objectives.loss_gradient_attention`; they cost a backward pass per class from the logits to the layer.
+        `objectives.loss_gradient_attention`; they cost a backward pass per class from the logits to the layer. The submodule
+        must be called once, and return an array.
 
     Returns:
       The network. Its variables are the module's own collections, `'params'` among them.
 
     Raises:
-      ValueError: from `apply`, when traced: a path in `features` does not exist; the message lists those that do.
+      ValueError: a path in `class_gradients` is not in `features`; from `apply`, when traced: a path in `features` does not
+        exist, where the message lists those that do, or `class_gradients` name no submodule that is called once.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> network = from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), features='layers_0')
@@ -95,17 +97,24 @@ def from_linen(
 
 
 def _class_gradients(forward: Callable[[], Any], path: str, activation: jax.Array) -> jax.Array:
+    calls = 0
+
     def logits(perturbation: jax.Array) -> jax.Array:
         def perturb(function: Callable[..., Any], arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+            nonlocal calls
             output = function(*arguments, **keywords)
-            tapped = context.method_name == '__call__' and '/'.join(context.module.path) == path
-            return output + perturbation if tapped else output
+            if context.method_name != '__call__' or '/'.join(context.module.path) != path:
+                return output
+            calls += 1
+            return output + perturbation
 
         with nn.intercept_methods(perturb):
             result = forward()
         return result.logits if isinstance(result, Outputs) else result
 
     values, pullback = jax.vjp(logits, jnp.zeros_like(activation))
+    if calls != 1:
+        raise ValueError(f'from_linen: class_gradients of {path!r} need a submodule that is called once, not {calls} times')
     classes = jnp.eye(values.shape[-1], dtype=values.dtype)
     gradients = jax.vmap(lambda one: pullback(jnp.broadcast_to(one, values.shape))[0], out_axes=1)(classes)
     return jnp.mean(gradients, axis=tuple(range(2, gradients.ndim - 1)))

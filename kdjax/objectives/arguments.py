@@ -1,6 +1,6 @@
 """What terms ask of a batch and of the networks' outputs, with one-line errors where it is not there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,24 @@ def feature_pair(term: str, student_path: str, teacher_path: str) -> Callable[[O
         return (
             require_feature(term, 'student', student, student_path),
             require_feature(term, 'teacher', teacher, teacher_path),
+        )
+
+    return features
+
+
+def feature_pairs(
+    term: str, student_paths: Sequence[str], teacher_paths: Sequence[str]
+) -> Callable[[Outputs, Outputs], tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """The function that picks all the student's features which a term compares, and as many of the teacher's."""
+    if len(student_paths) != len(teacher_paths) or not student_paths:
+        raise ValueError(
+            f'{term}: name as many layers of the teacher as of the student; got {student_paths} and {teacher_paths}'
+        )
+
+    def features(student: Outputs, teacher: Outputs) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return (
+            tuple(require_feature(term, 'student', student, path) for path in student_paths),
+            tuple(require_feature(term, 'teacher', teacher, path) for path in teacher_paths),
         )
 
     return features

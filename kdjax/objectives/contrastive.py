@@ -105,7 +105,9 @@ def crd(
             name: losses.update_memory(state[name], indices, jax.lax.stop_gradient(x), momentum=momentum, where=where)
             for name, x in (('student_bank', embedding_s), ('teacher_bank', embedding_t))
         }
-        return batch_mean(values, batch), {}, {**state, **moved, 'normalizers': normalizers}
+        # A batch of which nothing counts is not the first.
+        fixed = normalizers if where is None else jnp.where(jnp.any(where), normalizers, state['normalizers'])
+        return batch_mean(values, batch), {}, {**state, **moved, 'normalizers': fixed}
 
     return Objective((Term('crd', init, apply),))
 

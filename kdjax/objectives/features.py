@@ -14,7 +14,7 @@ from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, feature_pair, kept_elements
+from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, kept_elements
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
 from kdjax.objectives.objective import Objective, Term, Weight, from_function, with_parameters
 
@@ -111,28 +111,30 @@ def fsp(student: tuple[str, str], teacher: tuple[str, str]) -> Objective:
       student: paths of the layer where the flow begins and of that where it ends.
       teacher: the same of the teacher.
     """
-    begins, ends = (feature_pair('fsp', *paths) for paths in zip(student, teacher, strict=True))
+    features = feature_pairs('fsp', student, teacher)
+
+    def pairs(student: Outputs, teacher: Outputs) -> dict[str, tuple[Any, Any]]:
+        return dict(zip(('begin', 'end'), zip(*features(student, teacher), strict=True), strict=True))
 
     def widen(source: Any, target: Any) -> Regressor:
         return Regressor((*source.shape[:-1], target.shape[-1]))
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
         del batch
-        pairs = {'begin': begins(student, teacher), 'end': ends(student, teacher)}
         return {
             name: init_connector(widen(source, target), jax.random.fold_in(key, i), source)
-            for i, (name, (source, target)) in enumerate(pairs.items())
+            for i, (name, (source, target)) in enumerate(pairs(student, teacher).items())
             if source.shape[-1] != target.shape[-1]
         }
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
         del batch
-        pairs = {'begin': begins(student, teacher), 'end': ends(student, teacher)}
+        layers = pairs(student, teacher)
         sources = [
             apply_connector(widen(source, target), params[name], source) if name in params else source
-            for name, (source, target) in pairs.items()
+            for name, (source, target) in layers.items()
         ]
-        return losses.fsp(*sources, *(target for _, target in pairs.values()))
+        return losses.fsp(*sources, *(target for _, target in layers.values()))
 
     return with_parameters('fsp', init, loss)
 

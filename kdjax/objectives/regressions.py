@@ -12,7 +12,7 @@ from kdjax.batches import Batch
 from kdjax.losses.features import average_pool
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, feature_pair, kept_elements, require_feature
+from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, kept_elements, require_feature
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
 from kdjax.objectives.objective import Objective, Term, with_parameters
 
@@ -160,18 +160,18 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
       student: paths of the student's stages, from input to output.
       teacher: paths of as many of the teacher's, of the same sizes.
     """
-    pairs = [feature_pair('hierarchical_context', *paths) for paths in zip(student, teacher, strict=True)]
+    features = feature_pairs('hierarchical_context', student, teacher)
 
     def model(targets: Sequence[Any], sources: Sequence[Any]) -> _Review:
         return _Review(tuple(target.shape[-1] for target in targets), min(512, sources[-1].shape[-1]))
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
         del batch
-        sources, targets = zip(*(features(student, teacher) for features in pairs), strict=True)
+        sources, targets = features(student, teacher)
         return init_connector(model(targets, sources), key, *sources)
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        sources, targets = zip(*(features(student, teacher) for features in pairs), strict=True)
+        sources, targets = features(student, teacher)
         mask = kept_elements(batch, targets[-1].shape) if 'mask' in batch else None
         fused = apply_connector(model(targets, sources), params, *sources, mask=mask)
         return sum(losses.hierarchical_context(x, target) for x, target in zip(fused, targets, strict=True))

@@ -11,7 +11,7 @@ import jax
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import feature_pair, kept_examples, require_logits
+from kdjax.objectives.arguments import feature_pair, feature_pairs, kept_examples, require_logits
 from kdjax.objectives.objective import Objective, Weight, from_function
 
 
@@ -78,12 +78,11 @@ def instance_graph(student: Sequence[str], teacher: Sequence[str], **hyperparame
       teacher: paths of as many of the teacher's.
       **hyperparameters: weights of the graph's parts, as in the loss; numbers or schedules.
     """
-    pairs = [feature_pair('instance_graph', *paths) for paths in zip(student, teacher, strict=True)]
+    features = feature_pairs('instance_graph', student, teacher)
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         logits = [require_logits('instance_graph', side, x) for side, x in (('student', student), ('teacher', teacher))]
-        layers = zip(*(features(student, teacher) for features in pairs), strict=True)
-        return losses.instance_graph(*logits, *layers, where=kept_examples(batch), **resolved)
+        return losses.instance_graph(*logits, *features(student, teacher), where=kept_examples(batch), **resolved)
 
     return from_function('instance_graph', loss, **hyperparameters)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax.batches import Batch
 from kdjax.training.step import Distillation, TrainState
@@ -50,7 +51,7 @@ def sweep(make: Callable[[Any], Distillation], hyperparameters: Any) -> Distilla
     >>> state.params['kernel'].shape
     (4, 5, 3)
     """
-    sizes = {x.shape[:1] for x in jax.tree.leaves(hyperparameters)}
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(hyperparameters)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(f'sweep: hyperparameters must be arrays with one number of students, got leading axes {sorted(sizes)}')
     ((students,),) = sizes

@@ -135,12 +135,8 @@ def test_command_line_explains_and_refuses_in_one_line(monkeypatch, capsys, tmp_
     assert ended.value.code == 'error: --epochs must be at least 1, got 0'
 
 
-@pytest.mark.parametrize('recipe', sorted(classification.RECIPES))
-def test_every_recipe_trains_a_pair(tmp_path, tmp_path_factory, recipe):
-    # One teacher for all recipes, as the command line would have it.
-    teachers = tmp_path_factory.getbasetemp() / 'teachers'
-    config = classification.Config(
-        recipe=recipe,
+def classify(tmp_path, teachers, **changes):
+    return classification.Config(
         teacher='cnn_8_16',
         student='cnn_8_16',
         seeds=1,
@@ -149,9 +145,23 @@ def test_every_recipe_trains_a_pair(tmp_path, tmp_path_factory, recipe):
         augment='crop_flip',
         teachers=str(teachers),
         output=str(tmp_path / 'run'),
+        **changes,
     )
-    classification.main(config)
+
+
+@pytest.mark.parametrize('recipe,labels', [('soft_targets', None), ('attention_transfer', 100), ('crd', 100)])
+def test_recipes_train_a_classifier(tmp_path, tmp_path_factory, recipe, labels):
+    # One teacher for all recipes, as the command line would have it.
+    teachers = tmp_path_factory.getbasetemp() / 'teachers'
+    classification.main(classify(tmp_path, teachers, recipe=recipe, labels=labels))
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
     assert [row['name'] for row in report['rows']] == ['teacher', 'student alone', 'distilled']
     assert all({'best_accuracy_mean', 'best_accuracy_std', 'agreement_mean'} <= row.keys() for row in report['rows'])
     assert len(list(teachers.iterdir())) == 1
+
+
+@pytest.mark.parametrize('recipe', ['overhaul', 'activation_boundary'])
+def test_recipes_that_a_pair_cannot_have_are_refused(tmp_path, recipe):
+    with pytest.raises(ValueError, match=f'the recipe {recipe} needs networks with batch norm, such as resnet8'):
+        classification.main(classify(tmp_path, tmp_path / 'teachers', recipe=recipe))
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """Models to distil from and into: the parameter counts of the published tables, shapes, features, and gradients."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -195,3 +196,169 @@ def test_dropout_is_off_in_evaluation_and_drawn_from_rng_in_training(module: nn.
     np.testing.assert_array_equal(again, one)
     assert np.all(np.any(one != other, axis=1))
     np.testing.assert_allclose(evaluated, wanted, rtol=1e-6)
+
+
+def transformer(width: int = 8, heads: int = 2) -> models.VisionTransformer:
+    return models.VisionTransformer(depth=2, width=width, heads=heads, patches=2, classes=5)
+
+
+@pytest.mark.parametrize('depth, width, patches, classes', [(2, 32, 4, 10), (3, 24, 8, 100)])
+def test_transformers_have_the_parameters_of_their_layers(depth: int, width: int, patches: int, classes: int) -> None:
+    """Which do not depend on the number of heads."""
+    norm = 2 * width
+    block = 2 * norm + 4 * (width * width + width) + (width * 4 * width + 4 * width) + (4 * width * width + width)
+    embed = (32 // patches) ** 2 * 3 * width + width + patches**2 * width
+    for heads in (2, 4):
+        module = models.VisionTransformer(depth, width, heads, patches, classes)
+        assert number_of_parameters(module) == embed + depth * block + norm + width * classes + classes
+
+
+def test_transformer_shapes() -> None:
+    module = models.VisionTransformer(depth=2, width=32, heads=4)
+    taps = ('embed', 'block0', 'block1', 'block1/attention', 'block1/attention/scores', 'block0/attention/values')
+    assert shapes_of(module, taps) == {
+        'logits': (2, 10),
+        'embed': (2, 4, 4, 32),
+        'block0': (2, 16, 32),
+        'block1': (2, 16, 32),
+        'block1/attention': (2, 16, 32),
+        'block1/attention/scores': (2, 4, 16, 16),
+        'block0/attention/values': (2, 4, 16, 8),
+    }
+
+
+@functools.cache
+def transformer_pass() -> tuple[dict, Callable, jax.Array]:
+    """Variables of a small transformer, its jitted apply, and two images, the second with the patches of the first moved."""
+    network = networks.from_linen(
+        transformer(),
+        features=('block1', 'block1/norm1', 'block1/attention', 'block1/attention/scores', 'block1/attention/values'),
+    )
+    image = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
+    patches = image.reshape(2, 2, 2, 3, 3).swapaxes(1, 2).reshape(4, 2, 3, 3)
+    moved = patches[[2, 0, 3, 1]].reshape(2, 2, 2, 3, 3).swapaxes(1, 2).reshape(4, 6, 3)
+    inputs = jnp.stack([image, moved])
+    variables = jax.tree.map(lambda x: 0.3 * x, filled(transformer(), inputs))
+    return variables, jax.jit(network.apply), inputs
+
+
+def test_tapped_scores_and_values_are_those_of_the_block_s_attention() -> None:
+    """By hand in float64, from the tokens that enter it to those that leave it."""
+    variables, apply, inputs = transformer_pass()
+    outputs, _ = apply(variables, inputs)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables['params'])
+    taps = {path: np.asarray(value, np.float64) for path, value in outputs.features.items()}
+    layers, tokens = params['block1']['attention'], taps['block1/norm1']
+    query, key, value = (
+        np.einsum('btw,whd->bhtd', tokens, layers[name]['kernel']) + layers[name]['bias'][:, None]
+        for name in ('query', 'key', 'value')
+    )
+    scores = np.einsum('bhqd,bhkd->bhqk', query, key) / np.sqrt(4)
+    np.testing.assert_allclose(taps['block1/attention/scores'], scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(taps['block1/attention/values'], value, rtol=1e-5, atol=1e-5)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    out = np.einsum('bhqk,bhkd,hdw->bqw', weights, value, layers['out']['kernel']) + layers['out']['bias']
+    np.testing.assert_allclose(taps['block1/attention'], out, rtol=1e-5, atol=1e-5)
+
+
+def test_the_head_reads_the_mean_of_the_normalised_tokens() -> None:
+    variables, apply, inputs = transformer_pass()
+    outputs, _ = apply(variables, inputs)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables['params'])
+    tokens = np.asarray(outputs.features['block1'], np.float64)
+    normal = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
+    mean = (normal * params['norm']['scale'] + params['norm']['bias']).mean(1)
+    wanted = mean @ params['head']['kernel'] + params['head']['bias']
+    np.testing.assert_allclose(outputs.logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_without_positions_the_order_of_the_patches_does_not_matter() -> None:
+    variables, apply, inputs = transformer_pass()
+    nowhere = {'params': {**variables['params'], 'positions': jnp.zeros_like(variables['params']['positions'])}}
+    one, other = apply(nowhere, inputs)[0].logits
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    one, other = apply(variables, inputs)[0].logits
+    assert not np.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.parametrize('module', [models.VisionTransformer(1, 8, 2, patches=5), models.VisionTransformer(1, 8, 3)])
+def test_patches_and_heads_that_do_not_divide_are_errors(module: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r'^VisionTransformer: . patches a side must divide the image \(32, 32\), and . heads'):
+        abstract_variables(module)
+
+
+def convolve(convolution: Callable, strides: tuple[int, int], padding: object) -> Callable:
+    """Of images and kernels, in the layouts of Flax."""
+    return lambda inputs, kernel: convolution(
+        inputs, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=jax.lax.Precision.HIGHEST
+    )
+
+
+@pytest.mark.parametrize(
+    'size, window, strides, padding',
+    [
+        ((5, 4), (3, 3), (1, 1), 'SAME'),
+        ((5, 4), (3, 3), (2, 2), 'SAME'),
+        ((7, 4), (3, 3), (2, 2), 'VALID'),
+        ((6, 5), (3, 3), (2, 2), [(1, 1), (1, 1)]),
+        ((5, 4), (1, 1), (1, 1), 'VALID'),
+        ((5, 4), (1, 1), (2, 2), [(0, 0), (0, 0)]),
+        ((5, 7), (2, 3), (1, 2), [(0, 2), (3, 1)]),
+    ],
+)
+def test_im2col_is_the_convolution(size: tuple, window: tuple, strides: tuple, padding: object) -> None:
+    """Values, and gradients of images and kernel."""
+    rng = np.random.default_rng(0)
+    inputs, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, *size, 3), (*window, 3, 4)))
+
+    def with_gradients(convolution: Callable) -> Callable:
+        def run(inputs: jax.Array, kernel: jax.Array) -> tuple:
+            output, pullback = jax.vjp(convolve(convolution, strides, padding), inputs, kernel)
+            return output, pullback(jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape))
+
+        return jax.jit(run)
+
+    got, wanted = (with_gradients(each)(inputs, kernel) for each in (models.im2col_convolution, jax.lax.conv_general_dilated))
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
+
+
+def test_im2col_of_several_kernels_is_one_batched_product() -> None:
+    inputs = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 4, 3)), jnp.float32)
+    kernels = jnp.asarray(np.random.default_rng(1).standard_normal((6, 3, 3, 3, 4)), jnp.float32)
+    several = jax.vmap(convolve(models.im2col_convolution, (2, 2), 'SAME'), (None, 0))
+    one_by_one = [convolve(jax.lax.conv_general_dilated, (2, 2), 'SAME')(inputs, kernel) for kernel in kernels]
+    np.testing.assert_allclose(jax.jit(several)(inputs, kernels), np.stack(one_by_one), rtol=1e-5, atol=1e-5)
+    text = str(jax.make_jaxpr(several)(inputs, kernels))
+    assert 'conv_general_dilated' not in text
+    assert text.count('dot_general[') == 1
+
+
+def test_resnet_with_im2col_is_the_resnet() -> None:
+    """Of the same variables: logits and batch statistics in training."""
+    inputs = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    plain = models.ResNet(8, widths=(4, 4, 6, 8))
+    variables = filled(plain, inputs)
+    modules = plain, plain.clone(convolution=models.im2col_convolution)
+    shapes = [jax.eval_shape(networks.from_linen(module).init, jax.random.key(0), inputs) for module in modules]
+    assert shapes[0] == shapes[1]
+    wanted, got = (
+        jax.jit(functools.partial(networks.from_linen(module).apply, train=True))(variables, inputs) for module in modules
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), got, wanted)
+
+
+@pytest.mark.parametrize(
+    'inputs, kernel, options, message',
+    [
+        ((2, 5, 5, 3), (3, 3, 3, 4), {'rhs_dilation': (2, 2)}, r'without dilation .* dilations \[1, 2\]'),
+        ((2, 5, 5, 3), (3, 3, 3, 4), {'lhs_dilation': (1, 3)}, r'without dilation .* dilations \[1, 3\]'),
+        ((2, 5, 5, 4), (3, 3, 2, 4), {'feature_group_count': 2}, 'or groups.* 2 groups'),
+        ((2, 5, 3), (3, 3, 4), {}, r'four axes.*\(2, 5, 3\), \(3, 3, 4\)'),
+        ((2, 5, 5, 4), (3, 3, 2, 4), {}, r'inputs \(2, 5, 5, 4\) and kernel \(3, 3, 2, 4\) must have the same channels'),
+        ((2, 3, 5, 5), (4, 3, 3, 3), {'dimension_numbers': ('NCHW', 'OIHW', 'NCHW')}, 'must be .*NHWC.*, got .*NCHW'),
+    ],
+)
+def test_convolutions_that_im2col_does_not_know_are_errors(inputs: tuple, kernel: tuple, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=f'^im2col_convolution: .*{message}'):
+        models.im2col_convolution(jnp.ones(inputs), jnp.ones(kernel), (1, 1), 'SAME', **options)

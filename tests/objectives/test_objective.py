@@ -293,12 +293,22 @@ def test_a_mask_equals_slicing_the_batch(mask):
         np.testing.assert_allclose(loss, values[mask].mean() if mask.any() else 0.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize('mask', [np.ones(3, bool), np.ones(1, bool), np.ones((4, 1), bool), np.ones(4, np.int32)])
+@pytest.mark.parametrize(
+    'mask', [np.ones(3, bool), np.ones(1, bool), np.ones((), bool), np.ones((3, 4), bool), np.ones(4, np.int32)], ids=repr
+)
 def test_masks_that_do_not_fit_are_refused(mask):
-    with pytest.raises(ValueError, match=r"^batch\['mask'\] must be boolean of shape \(4,\), got [^\n]+$") as error:
+    with pytest.raises(ValueError, match=r"^batch\['mask'\] must be boolean, of examples \(4,\) or of tokens [^\n]+$") as error:
         apply(first, {'mask': mask})
-    assert str(mask.shape) in str(error.value)
-    assert str(mask.dtype) in str(error.value)
+    assert str(error.value).endswith(f'got {mask.dtype} {mask.shape}')
+
+
+def test_a_mask_of_tokens_picks_tokens_or_the_examples_that_have_any():
+    """Values [batch, length, ...] by token; values [batch] where any token of the example counts."""
+    mask = jnp.array([[True, False, False], [False, False, False], [True, True, True], [False, True, False]])
+    tokens = np.arange(24, dtype=np.float32).reshape(4, 3, 2) ** 2
+    objective = objectives.from_function('tokens', lambda s, t, b: jnp.asarray(tokens))
+    np.testing.assert_allclose(apply(objective, {'mask': mask})[0], tokens[np.asarray(mask)].mean(), rtol=1e-6)
+    np.testing.assert_allclose(apply(first, {'mask': mask})[0], (1 + 6 + 3) / 3, rtol=1e-6)
 
 
 def test_a_batch_that_is_masked_out_gives_zero_and_zero_gradients():
