@@ -1,7 +1,7 @@
 """Every method on one pair: alone, and with soft targets beside it.
 
     python -m experiments.method_table
-    python -m experiments.method_table --dataset fashion_mnist --seeds 5 --epochs 8 --examples 5000 --output runs/fashion
+    python -m experiments.method_table --dataset fashion_mnist --seeds 5 --epochs 8 --examples 3000 --output runs/fashion
 
 A teacher is trained once, on all training examples; the students see `--examples` of them, with labels. A method's students, of
 all seeds, alone and with 0.9 · soft targets (T = 4) added, train in one vmapped program that shares batches and the teacher's
@@ -91,7 +91,7 @@ class Config:
     """Where TensorFlow Datasets keeps its data; its own default if not given."""
     seeds: int = 3
     """Students of each method, alone and with soft targets each."""
-    epochs: int = 80
+    epochs: int = 40
     """Epochs of every student and teacher."""
     examples: int = 320
     """Training examples that the students see."""
