@@ -237,9 +237,9 @@ def correlation_congruence(pair: Pair) -> Objective:
 
 
 def instance_graph(pair: Pair) -> Objective:
-    """Liu 2019: hard labels + the instance graph of the last two stages. The weight is ours."""
+    """Liu 2019: hard labels + 0.1 · the instance graph of the last two stages."""
     graph = objectives.instance_graph(pair.student[-2:], pair.teacher[-2:])
-    return objectives.combine(hard=objectives.hard_labels(), graph=graph)
+    return objectives.combine(hard=objectives.hard_labels(), graph=0.1 * graph)
 
 
 def crd(pair: Pair) -> Objective:

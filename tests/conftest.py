@@ -4,6 +4,8 @@ import jax
 
 # Before anything asks for a device.
 jax.config.update('jax_num_cpu_devices', 8)
+# Nearly all the time goes into compiling programs that run once.
+jax.config.update('jax_disable_most_optimizations', True)
 # Implicit promotion of dtypes and ranks hides mistakes.
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
