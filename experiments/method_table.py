@@ -5,7 +5,7 @@
 
 A teacher is trained once, on all training examples; the students see `--examples` of them, with labels. A method's students, of
 all seeds, alone and with 0.9 · soft targets (T = 4) added, train in one vmapped program that shares batches and the teacher's
-forward pass. Weights are the published ones (experiments/recipes.py), learning rate and epochs were chosen on the validation
+forward pass. Weights are the published ones (experiments/recipes.py), learning rates were chosen on the validation
 split for soft targets alone, and the test split is read once, for the last epoch of each student. Images are averaged down to
 at most 12 x 12, so that a CPU can do it. Methods on attention have a pair of transformers of their own.
 """
