@@ -144,94 +144,133 @@ def compare(
 ) -> list[reporting.Row]:
     """Trains a teacher and the students of every method of a family, and returns the rows of the table."""
     prepared = _preparation(dataset)
-    steps = training.steps_per_epoch(transfer, BATCH_SIZE)
-    pair = Pair.of(family.student, family.teacher, steps, config.epochs, transfer['labels'])
 
-    def network(architecture: architectures.Architecture, method: str) -> networks.Network:
+    def network(architecture: architectures.Architecture, method: str = BASELINE) -> networks.Network:
         return networks.preprocess(architectures.network(architecture, dataset.classes, recipe=method), prepared)
 
     def optimizer(steps: int) -> optax.GradientTransformation:
         return family.optimizer(optax.cosine_decay_schedule(family.learning_rate, config.epochs * steps))
 
-    def students(method: str) -> training.Distillation:
-        soft = SOFT_WEIGHT * objectives.soft_targets(temperature=4.0)
-        networks_of_method = network(family.student, method), network(family.teacher, method)
-
-        def make(together: jax.Array) -> training.Distillation:
-            if method == BASELINE:
-                objective = (1 - SOFT_WEIGHT * together) * objectives.hard_labels() + together * soft
-            else:
-                objective = family.recipes[method](pair) + together * soft
-            return training.distillation(*networks_of_method, objective, optimizer(steps))
-
-        return training.sweep(make, jnp.repeat(jnp.array([0.0, 1.0]), config.seeds))
-
-    teacher, student = network(family.teacher, BASELINE), network(family.student, BASELINE)
-    teaching = runs.prepare(
-        training.supervised(teacher, objectives.hard_labels(), optimizer(training.steps_per_epoch(dataset.train, BATCH_SIZE))),
-        dataset.train,
-        epochs=config.epochs,
-        batch_size=BATCH_SIZE,
-    )
-    taught_by = runs.train(teaching, dataset.train, seed=1000, output=output, name=f'{family.name}-teacher').state.variables
-    evaluate = training.evaluator(student)
+    teacher, student = network(family.teacher), network(family.student)
+    steps = training.steps_per_epoch(dataset.train, BATCH_SIZE)
+    problem = training.supervised(teacher, objectives.hard_labels(), optimizer(steps))
+    run = runs.prepare(problem, dataset.train, epochs=config.epochs, batch_size=BATCH_SIZE)
+    taught_by = runs.train(run, dataset.train, seed=1000, output=output, name=f'{family.name}-teacher').state.variables
     size, loaded = runs.ship(output, f'{family.name} teacher', 0, taught_by)
     accuracy = metrics.compute(training.evaluator(teacher)(loaded, dataset.test))['accuracy']
     rows = [reporting.Row(f'{family.name} teacher', [accuracy], size, teacher, loaded)]
-    baseline: dict[str, Any] = {}
+
+    evaluate = training.evaluator(student)
+    steps = training.steps_per_epoch(transfer, BATCH_SIZE)
+    pair = Pair.of(family.student, family.teacher, steps, config.epochs, transfer['labels'])
+    baseline = None
     for method in family.recipes:
         if config.methods and method not in (BASELINE, *config.methods):
             continue
         name = f'{family.name} {method}'
         record = output / 'methods' / f'{family.name}-{method}.json'
         if not record.exists():
-            problem = students(method)
-            epoch = training.epoch(problem, batch_size=BATCH_SIZE, mesh=teaching.mesh)
-            state = problem.init(jax.random.key(0), data.take(transfer, np.arange(BATCH_SIZE)))
-            state, teacher_variables, split = training.replicate(teaching.mesh, (state, taught_by, transfer))
-            state, seconds = train(epoch, state, teacher_variables, split, config.epochs, name)
-            for i in range(2 * config.seeds):
-                together, seed = divmod(i, config.seeds)
-                runs.ship(output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
-            record.parent.mkdir(exist_ok=True)
-            record.write_text(json.dumps({'step_ms': 1000 * seconds / steps}) + '\n')
-        step_ms = json.loads(record.read_text())['step_ms']
-        measured, sizes, variables = [], [], []
-        for together in (False, True):
-            files = [runs.shipped(output, _file(name, together), seed) for seed in range(config.seeds)]
-            measured.append([metrics.compute(evaluate(loaded, dataset.test))['accuracy'] for _, loaded in files])
-            sizes.append(files[0][0])
-            variables.append(files[0][1])
-        if method == BASELINE:
-            baseline = {'alone': measured[0], 'soft': measured[1], 'step_ms': step_ms}
-            rows.append(
-                reporting.Row(f'{family.name} alone', measured[0], sizes[0], student, variables[0], {'relative_time': 1.0})
-            )
-            gains = _gain('alone', measured[1], baseline['alone'])
-            rows.append(reporting.Row(name, measured[1], sizes[1], student, variables[1], {**gains, 'relative_time': 1.0}))
-            continue
-        extra = {
-            **reporting.mean_and_deviation('with_soft_targets', measured[1]),
-            **_gain('alone', measured[0], baseline['alone']),
-            **_gain('soft_targets', measured[1], baseline['soft']),
-            'relative_time': step_ms / baseline['step_ms'],
-        }
-        rows.append(reporting.Row(name, measured[0], sizes[0], student, variables[0], extra))
+            pair_of_networks = network(family.student, method), network(family.teacher, method)
+            problem = students(family.recipes[method], pair, pair_of_networks, optimizer(steps), config.seeds)
+            seconds = train(problem, taught_by, transfer, config, output, name, run.mesh)
+            reporting.write_json(record, {'step_ms': 1000 * seconds / steps})
+        trained = measure(output, name, config.seeds, lambda loaded: evaluate(loaded, dataset.test))
+        trained = trained._replace(step_ms=json.loads(record.read_text())['step_ms'])
+        baseline = baseline or trained
+        rows += _rows(name, student, trained, baseline)
     return rows
 
 
+def students(
+    recipe: Recipe,
+    pair: Pair,
+    pair_of_networks: tuple[networks.Network, networks.Network],
+    optimizer: optax.GradientTransformation,
+    seeds: int,
+) -> training.Distillation:
+    """The students of a method as one problem: `seeds` that learn by it alone, and `seeds` with soft targets added."""
+    soft = SOFT_WEIGHT * objectives.soft_targets(temperature=4.0)
+
+    def make(together: jax.Array) -> training.Distillation:
+        if recipe is RECIPES[BASELINE]:
+            objective = (1 - SOFT_WEIGHT * together) * objectives.hard_labels() + together * soft
+        else:
+            objective = recipe(pair) + together * soft
+        return training.distillation(*pair_of_networks, objective, optimizer)
+
+    return training.sweep(make, jnp.repeat(jnp.array([0.0, 1.0]), seeds))
+
+
 def train(
-    epoch: training.Epoch, state: training.TrainState, teacher_variables: Any, transfer: Batch, epochs: int, name: str
-) -> tuple[training.TrainState, float]:
-    """Trains a method's students; returns their state and the median time of an epoch in seconds."""
+    problem: training.Distillation,
+    teacher_variables: Any,
+    transfer: Batch,
+    config: Config,
+    output: pathlib.Path,
+    name: str,
+    mesh: jax.sharding.Mesh,
+) -> float:
+    """Trains a method's students and ships them; returns the median time of an epoch in seconds."""
+    epoch = training.epoch(problem, batch_size=BATCH_SIZE, mesh=mesh)
+    state = problem.init(jax.random.key(0), data.take(transfer, np.arange(BATCH_SIZE)))
+    state, teacher_variables, transfer = training.replicate(mesh, (state, teacher_variables, transfer))
     taken = []
-    for number in tqdm(range(epochs), desc=name, leave=False, disable=None):
+    for number in tqdm(range(config.epochs), desc=name, leave=False, disable=None):
         started = time.perf_counter()
         state, measured = epoch(state, teacher_variables, transfer)
         if not np.isfinite(jax.device_get(measured[-1]['loss'].total)).all():
             raise training.NonFiniteLossError(f'{name}: the loss is not finite in epoch {number + 1}')
         taken.append(time.perf_counter() - started)
-    return state, float(np.median(taken))
+    for i in range(2 * config.seeds):
+        together, seed = divmod(i, config.seeds)
+        runs.ship(output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
+    return float(np.median(taken))
+
+
+class Trained(NamedTuple):
+    """A method's students, as shipped: those that learned by it alone, and those with soft targets.
+
+    Attributes:
+      accuracies: test accuracies of both, of every seed.
+      sizes: of a file of each, in bytes.
+      variables: of the first seed of each.
+      step_ms: time of a training step of all of them.
+    """
+
+    accuracies: list[list[float]]
+    sizes: list[int]
+    variables: list[Any]
+    step_ms: float = 0.0
+
+
+def measure(output: pathlib.Path, name: str, seeds: int, evaluate: Callable[[Any], Any]) -> Trained:
+    """Loads a method's students, and measures them."""
+    trained = Trained([], [], [])
+    for together in (False, True):
+        files = [runs.shipped(output, _file(name, together), seed) for seed in range(seeds)]
+        trained.accuracies.append([metrics.compute(evaluate(loaded))['accuracy'] for _, loaded in files])
+        trained.sizes.append(files[0][0])
+        trained.variables.append(files[0][1])
+    return trained
+
+
+def _rows(name: str, student: networks.Network, trained: Trained, baseline: Trained) -> list[reporting.Row]:
+    (alone, together), (nothing, soft) = trained.accuracies, baseline.accuracies
+    if trained is baseline:
+        names = f'{name.split()[0]} alone', name
+        extras = {'relative_time': 1.0}, {**_gain('alone', soft, nothing), 'relative_time': 1.0}
+        columns = zip(names, *trained[:2], strict=True)
+        return [
+            reporting.Row(*column, student, variables, extra)
+            for column, variables, extra in zip(columns, trained.variables, extras, strict=True)
+        ]
+    extra = {
+        **reporting.mean_and_deviation('with_soft_targets', together),
+        **_gain('alone', alone, nothing),
+        **_gain('soft_targets', together, soft),
+        'relative_time': trained.step_ms / baseline.step_ms,
+    }
+    return [reporting.Row(name, alone, trained.sizes[0], student, trained.variables[0], extra)]
 
 
 def _preparation(dataset: data.Dataset) -> Callable[[jax.Array], jax.Array]:

@@ -81,11 +81,17 @@ def write_report(
     (output / 'report.md').write_text(text)
     (draw or draw_accuracy)(output / 'figure.png', results, title)
     report = {'dataset': dataset, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
-    partial = output / 'report.json.partial'
-    partial.write_text(json.dumps(report, indent=2) + '\n')
-    partial.replace(output / 'report.json')
+    write_json(output / 'report.json', report)
     print(text)
     print(f'The report is {output / "report.md"}, the figure {output / "figure.png"}')
+
+
+def write_json(file: pathlib.Path, value: Any) -> None:
+    """Writes a file that is there whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f'{file.name}.partial')
+    partial.write_text(json.dumps(value, indent=2) + '\n')
+    partial.replace(file)
 
 
 def summarize(row: Row) -> dict[str, Any]:

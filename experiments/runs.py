@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
+from experiments.reporting import write_json
 from kdjax import export, quantization, training
 from kdjax.batches import Batch
 
@@ -61,9 +62,7 @@ def open_output(config: Any) -> pathlib.Path | None:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f'{output} is not empty and holds no run: choose another --output')
     output.mkdir(parents=True, exist_ok=True)
-    partial = output / 'config.json.partial'
-    partial.write_text(json.dumps(wanted, indent=2) + '\n')
-    partial.replace(file)
+    write_json(file, wanted)
     return output
 
 

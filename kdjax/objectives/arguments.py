@@ -41,6 +41,11 @@ def kept_elements(batch: Batch, shape: tuple[int, ...]) -> jax.Array:
     )
 
 
+def mask_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
+    """`kept_elements`, or None for a batch without a mask."""
+    return kept_elements(batch, shape) if 'mask' in batch else None
+
+
 def kept_examples(batch: Batch) -> jax.Array | None:
     """The examples [batch] of which `batch['mask']` keeps anything; None without a mask."""
     return kept_elements(batch, batch['mask'].shape[:1]) if 'mask' in batch else None

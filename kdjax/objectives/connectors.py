@@ -74,9 +74,8 @@ class Convolutions(nn.Module):
     transposed: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, height, width, ...] to [batch, height, width, channels of the last]."""
-        del mask
         convolution = nn.ConvTranspose if self.transposed else nn.Conv
         for i, channels in enumerate(self.channels):
             x = convolution(channels, (self.size, self.size))(x if i == 0 else self.activation(x))
@@ -93,9 +92,8 @@ class Embedding(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [batch, ...] to [batch, width]."""
-        del mask
         return nn.Dense(self.width)(x.reshape(x.shape[0], -1))
 
 
@@ -106,10 +104,9 @@ def init_connector(module: nn.Module, key: jax.Array, *inputs: jax.ShapeDtypeStr
 
 
 def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Runs a connector in float32, whatever precision the network computes in."""
+    """Runs a connector in float32, whatever precision the network computes in; `mask` is for those with batch norm."""
     inputs = [x.astype(jnp.float32) for x in inputs]
-    if mask is not None:
-        # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
-        mask = mask | ~jnp.any(mask)
-    output, _ = module.apply({'params': params}, *inputs, mask=mask, mutable=['batch_stats'])
+    # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
+    masked = {} if mask is None else {'mask': mask | ~jnp.any(mask)}
+    output, _ = module.apply({'params': params}, *inputs, **masked, mutable=['batch_stats'])
     return output

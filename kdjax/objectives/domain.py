@@ -19,8 +19,7 @@ class _Discriminator(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        del mask
+    def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(nn.Dense(self.hidden)(x.reshape(x.shape[0], -1)))
         return nn.Dense(self.domains)(x)
 

@@ -14,9 +14,10 @@ from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, kept_elements
+from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, mask_of
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
-from kdjax.objectives.objective import Objective, Term, Weight, from_function, with_parameters
+from kdjax.objectives.lifting import connected, on_features, where_shapes_differ
+from kdjax.objectives.objective import Objective, Term, Weight, with_parameters
 
 
 def over_layers(objective: Callable[..., Objective], layers: Mapping[str, str], **hyperparameters: Any) -> Objective:
@@ -61,10 +62,10 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
       normalize: whether batch norm and ReLU follow the regressor's convolution, for layers that end in a ReLU.
     """
 
-    def loss(regressed: jax.Array, target: jax.Array, where: jax.Array | None) -> jax.Array:
-        return losses.hint(nn.relu(regressed) if normalize else regressed, target, where=where)
+    def loss(regressed: jax.Array, target: jax.Array, batch: Batch) -> jax.Array:
+        return losses.hint(nn.relu(regressed) if normalize else regressed, target, where=mask_of(batch, target.shape))
 
-    return _connected('hint', loss, student, teacher, lambda source, target: Regressor(target.shape, normalize))
+    return connected('hint', loss, student, teacher, lambda source, target: Regressor(target.shape, normalize))
 
 
 def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
@@ -78,7 +79,7 @@ def attention_transfer(student: str, teacher: str, *, power: float = 2, variant:
       power: as in the loss.
       variant: as in the loss.
     """
-    return _on_features(losses.attention_transfer, student, teacher, power=power, variant=variant)
+    return on_features(losses.attention_transfer, student, teacher, power=power, variant=variant)
 
 
 def nst(student: str, teacher: str) -> Objective:
@@ -88,7 +89,7 @@ def nst(student: str, teacher: str) -> Objective:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
     """
-    return _on_features(losses.nst, student, teacher)
+    return on_features(losses.nst, student, teacher)
 
 
 def singular_vectors(student: str, teacher: str, *, rank: int = 1) -> Objective:
@@ -99,7 +100,7 @@ def singular_vectors(student: str, teacher: str, *, rank: int = 1) -> Objective:
       teacher: path of the teacher's layer.
       rank: how many of the teacher's singular vectors are matched.
     """
-    return _on_features(losses.singular_vectors, student, teacher, rank=rank)
+    return on_features(losses.singular_vectors, student, teacher, rank=rank)
 
 
 def fsp(student: tuple[str, str], teacher: tuple[str, str]) -> Objective:
@@ -110,8 +111,13 @@ def fsp(student: tuple[str, str], teacher: tuple[str, str]) -> Objective:
     Args:
       student: paths of the layer where the flow begins and of that where it ends.
       teacher: the same of the teacher.
+
+    Raises:
+      ValueError: not two paths are named.
     """
     features = feature_pairs('fsp', student, teacher)
+    if len(student) != 2:
+        raise ValueError(f'fsp: a flow has two layers, where it begins and where it ends; got {student}')
 
     def pairs(student: Outputs, teacher: Outputs) -> dict[str, tuple[Any, Any]]:
         return dict(zip(('begin', 'end'), zip(*features(student, teacher), strict=True), strict=True))
@@ -148,11 +154,11 @@ def channel_wise(student: str, teacher: str, *, temperature: Weight = 4.0) -> Ob
       temperature: of the softmax over positions; a number or a schedule.
     """
 
-    def loss(regressed: jax.Array, target: jax.Array, where: jax.Array | None, **hyperparameters: Any) -> jax.Array:
-        del where
+    def loss(regressed: jax.Array, target: jax.Array, batch: Batch, **hyperparameters: Any) -> jax.Array:
+        del batch
         return losses.channel_wise(regressed, target, **hyperparameters)
 
-    return _connected('channel_wise', loss, student, teacher, _where_shapes_differ, temperature=temperature)
+    return connected('channel_wise', loss, student, teacher, where_shapes_differ, temperature=temperature)
 
 
 def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> Objective:
@@ -167,11 +173,11 @@ def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> 
       margin: as in the loss; a number or a schedule.
     """
 
-    def loss(regressed: jax.Array, target: jax.Array, where: jax.Array | None, **hyperparameters: Any) -> jax.Array:
-        del where
+    def loss(regressed: jax.Array, target: jax.Array, batch: Batch, **hyperparameters: Any) -> jax.Array:
+        del batch
         return losses.activation_boundary(regressed, target, **hyperparameters)
 
-    return _connected(
+    return connected(
         'activation_boundary',
         loss,
         student,
@@ -203,7 +209,7 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
         del batch
         source, target = features(student, teacher)
         keys = jax.random.split(key, 3)
-        align = _where_shapes_differ(source, target)
+        align = where_shapes_differ(source, target)
         aligned = {} if align is None else {'align': init_connector(align, keys[0], source)}
         return {'generator': init_connector(generator(target), keys[1], target), **aligned}, {'key': keys[2]}
 
@@ -212,51 +218,10 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
     ) -> tuple[Mean, dict[str, Mean], Any]:
         source, target = features(student, jax.lax.stop_gradient(teacher))
         if 'align' in params:
-            source = apply_connector(_where_shapes_differ(source, target), params['align'], source)
+            source = apply_connector(where_shapes_differ(source, target), params['align'], source)
         shape = (*target.shape[:3], 1)
         keep = jax.random.bernoulli(jax.random.fold_in(state['key'], step), 1 - masked, shape)
         generated = apply_connector(generator(target), params['generator'], source * keep.astype(source.dtype))
         return batch_mean(losses.masked_generation(generated, target), batch), {}, state
 
     return Objective((Term('masked_generation', init, apply),))
-
-
-def _where_shapes_differ(source: Any, target: Any) -> Regressor | None:
-    return None if source.shape == target.shape else Regressor(tuple(target.shape))
-
-
-def _on_features(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Any) -> Objective:
-    features = feature_pair(loss.__name__, student, teacher)
-
-    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        del batch
-        return loss(*features(student, teacher), **resolved)
-
-    return from_function(loss.__name__, function, **hyperparameters)
-
-
-def _connected(
-    name: str,
-    loss: Callable[..., jax.Array],
-    student: str,
-    teacher: str,
-    connector: Callable[[Any, Any], nn.Module | None],
-    **hyperparameters: Any,
-) -> Objective:
-    """`loss(regressed, target, where, **hyperparameters)` after `connector(source, target)`, a module or None, was applied."""
-    features = feature_pair(name, student, teacher)
-
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
-        del batch
-        source, target = features(student, teacher)
-        module = connector(source, target)
-        return {} if module is None else init_connector(module, key, source)
-
-    def function(params: Any, student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        source, target = features(student, teacher)
-        module = connector(source, target)
-        mask = kept_elements(batch, target.shape) if 'mask' in batch else None
-        regressed = source if module is None else apply_connector(module, params, source, mask=mask)
-        return loss(regressed, target, mask, **resolved)
-
-    return with_parameters(name, init, function, **hyperparameters)

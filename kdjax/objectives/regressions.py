@@ -12,7 +12,7 @@ from kdjax.batches import Batch
 from kdjax.losses.features import average_pool
 from kdjax.metrics import Mean
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, kept_elements, require_feature
+from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, mask_of, require_feature
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
 from kdjax.objectives.objective import Objective, Term, with_parameters
 
@@ -141,7 +141,7 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
         source, target = features(student, teacher)
         scale, bias = (require_feature('overhaul', 'teacher', teacher, f'{norm}/{name}') for name in ('scale', 'bias'))
-        mask = kept_elements(batch, target.shape) if 'mask' in batch else None
+        mask = mask_of(batch, target.shape)
         regressed = apply_connector(model(target), params, source, mask=mask)
         return losses.overhaul(regressed, target, losses.overhaul_margin(bias, jnp.abs(scale)))
 
@@ -172,7 +172,7 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
         sources, targets = features(student, teacher)
-        mask = kept_elements(batch, targets[-1].shape) if 'mask' in batch else None
+        mask = mask_of(batch, targets[-1].shape)
         fused = apply_connector(model(targets, sources), params, *sources, mask=mask)
         return sum(losses.hierarchical_context(x, target) for x, target in zip(fused, targets, strict=True))
 

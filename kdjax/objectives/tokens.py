@@ -11,8 +11,8 @@ from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import feature_pair, kept_elements
-from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
-from kdjax.objectives.objective import Objective, from_function, with_parameters
+from kdjax.objectives.lifting import connected, where_shapes_differ
+from kdjax.objectives.objective import Objective, from_function
 
 
 def hidden_cosine(student: str, teacher: str) -> Objective:
@@ -22,24 +22,11 @@ def hidden_cosine(student: str, teacher: str) -> Objective:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
     """
-    features = feature_pair('hidden_cosine', student, teacher)
 
-    def projection(source: Any, target: Any) -> Regressor | None:
-        return None if source.shape == target.shape else Regressor(tuple(target.shape))
-
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
-        del batch
-        source, target = features(student, teacher)
-        module = projection(source, target)
-        return {} if module is None else init_connector(module, key, source)
-
-    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        source, target = features(student, teacher)
-        module = projection(source, target)
-        projected = source if module is None else apply_connector(module, params, source)
+    def loss(projected: jax.Array, target: jax.Array, batch: Batch) -> jax.Array:
         return losses.hidden_cosine(projected, target, where=_tokens(batch, target.shape[:2]))
 
-    return with_parameters('hidden_cosine', init, loss)
+    return connected('hidden_cosine', loss, student, teacher, where_shapes_differ)
 
 
 def attention_maps(student: str, teacher: str, *, variant: str = 'mean_square') -> Objective:

@@ -7,9 +7,9 @@ import jax
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import feature_pair, kept_examples, require_entry, require_feature, require_logits
-from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
-from kdjax.objectives.objective import Objective, Weight, from_function, with_parameters
+from kdjax.objectives.arguments import kept_examples, require_entry, require_feature, require_logits
+from kdjax.objectives.lifting import connected, where_shapes_differ
+from kdjax.objectives.objective import Objective, Weight, from_function
 
 
 def reconstruction(student: str | None = None, teacher: str | None = None) -> Objective:
@@ -41,25 +41,12 @@ def attention_distillation(student: str, teacher: str, *, variant: str = 'layer'
       teacher: path of the teacher's layer.
       variant: as in the loss.
     """
-    features = feature_pair('attention_distillation', student, teacher)
 
-    def regressor(source: Any, target: Any) -> Regressor | None:
-        return None if source.shape == target.shape else Regressor(tuple(target.shape))
-
-    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+    def loss(regressed: jax.Array, target: jax.Array, batch: Batch) -> jax.Array:
         del batch
-        source, target = features(student, teacher)
-        module = regressor(source, target)
-        return {} if module is None else init_connector(module, key, source)
-
-    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del batch
-        source, target = features(student, teacher)
-        module = regressor(source, target)
-        regressed = source if module is None else apply_connector(module, params, source)
         return losses.attention_distillation(regressed, target, variant=variant)
 
-    return with_parameters('attention_distillation', init, loss)
+    return connected('attention_distillation', loss, student, teacher, where_shapes_differ)
 
 
 def activation_size(student: str) -> Objective:
