@@ -2,7 +2,10 @@
 
 from kdjax.models.cnn import CNN as CNN
 from kdjax.models.convolutions import im2col_convolution as im2col_convolution
+from kdjax.models.layers import Convolution as Convolution
 from kdjax.models.mlp import MLP as MLP
-from kdjax.models.resnet import Convolution as Convolution
+from kdjax.models.mobilenet import MobileNetV2 as MobileNetV2
+from kdjax.models.narrowing import narrow as narrow
 from kdjax.models.resnet import ResNet as ResNet
 from kdjax.models.transformer import VisionTransformer as VisionTransformer
+from kdjax.models.vgg import VGG as VGG

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict
+
+from kdjax.models.narrowing import within
 
 
 class CNN(nn.Module):
@@ -17,6 +20,7 @@ class CNN(nn.Module):
       hidden: widths of the dense layers before the last.
       classes: number of classes.
       dropout: share of the dense activations that is dropped in training.
+      narrowed: output channels of layers that have fewer, by path; see `kdjax.models.narrow`.
 
     >>> import jax, jax.numpy as jnp
     >>> module = CNN((64, 128), (512,))
@@ -29,23 +33,27 @@ class CNN(nn.Module):
     hidden: Sequence[int]
     classes: int = 10
     dropout: float = 0.0
+    narrowed: FrozenDict[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, classes]."""
         for i, channels in enumerate(self.channels):
-            x = _Stage(channels, name=f'stage{i}')(x)
+            name = f'stage{i}'
+            x = _Stage(channels, within(self.narrowed, name), name=name)(x)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, name=f'hidden{i}')(x))
+            name = f'hidden{i}'
+            x = nn.relu(nn.Dense(self.narrowed.get(name, width), name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name='head')(x)
 
 
 class _Stage(nn.Module):
     channels: int
+    narrowed: FrozenDict[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(nn.Conv(self.channels, (3, 3), name='conv')(x))
-        return nn.max_pool(x, (2, 2), (2, 2))
+        x = nn.relu(nn.Conv(self.narrowed.get('conv', self.channels), (3, 3), name='conv')(x))
+        return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+from flax.core import FrozenDict
 
 
 class MLP(nn.Module):
@@ -15,6 +16,7 @@ class MLP(nn.Module):
       hidden: widths of the hidden layers.
       classes: number of classes.
       dropout: share of the hidden activations that is dropped in training.
+      narrowed: output channels of layers that have fewer, by path; see `kdjax.models.narrow`.
 
     >>> import jax, jax.numpy as jnp
     >>> module = MLP((1200, 1200), classes=10)
@@ -26,12 +28,14 @@ class MLP(nn.Module):
     hidden: Sequence[int]
     classes: int = 10
     dropout: float = 0.0
+    narrowed: FrozenDict[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps inputs [batch, ...] to logits [batch, classes]."""
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
-            x = nn.relu(nn.Dense(width, name=f'hidden{i}')(x))
+            name = f'hidden{i}'
+            x = nn.relu(nn.Dense(self.narrowed.get(name, width), name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes, name='head')(x)

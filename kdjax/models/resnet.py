@@ -1,12 +1,15 @@
 """Residual networks for small images, as distillation tables use them."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
-Convolution = Callable[..., jax.Array]
+from kdjax.models.layers import Convolution, batch_norm, convolution
+from kdjax.models.narrowing import within
 
 
 class ResNet(nn.Module):
@@ -21,6 +24,7 @@ class ResNet(nn.Module):
       classes: number of classes.
       widths: channels of the stem and of the stages.
       convolution: how convolutions are computed, see `kdjax.models.im2col_convolution`.
+      narrowed: output channels of layers that have fewer, by path; see `kdjax.models.narrow`.
 
     Raises:
       ValueError: the depth is not 6n + 2.
@@ -38,6 +42,7 @@ class ResNet(nn.Module):
     classes: int = 10
     widths: Sequence[int] = (16, 16, 32, 64)
     convolution: Convolution = jax.lax.conv_general_dilated
+    narrowed: FrozenDict[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -47,56 +52,51 @@ class ResNet(nn.Module):
             raise ValueError(f'ResNet: depth must be 6n + 2 with n >= 1 (8, 14, 20, ...), got {self.depth}')
         if len(self.widths) != 4:
             raise ValueError(f'ResNet: widths must be those of the stem and three stages, got {self.widths}')
-        x = _convolution(self.convolution, self.widths[0], 3, name='stem')(x)
-        x = nn.relu(_norm(train, 'stem_norm')(x))
-        for i, width in enumerate(self.widths[1:], start=1):
-            x = _Stage(width, blocks, 1 if i == 1 else 2, self.convolution, name=f'stage{i}')(x, train)
+        x = convolution(self.narrowed.get('stem', self.widths[0]), 3, lowering=self.convolution, name='stem')(x)
+        x = nn.relu(batch_norm(train, 'stem_norm')(x))
+        for i, (incoming, width) in enumerate(itertools.pairwise(self.widths), start=1):
+            name, stride = f'stage{i}', 1 if i == 1 else 2
+            narrowed = within(self.narrowed, name)
+            x = _Stage(incoming, width, blocks, stride, self.convolution, narrowed, name=name)(x, train)
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
 
 
 class _Stage(nn.Module):
+    incoming: int
     width: int
     blocks: int
     stride: int
     convolution: Convolution
+    narrowed: FrozenDict[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i in range(self.blocks):
-            x = _BasicBlock(self.width, self.stride if i == 0 else 1, self.convolution, name=f'block{i}')(x, train)
+            incoming, stride = (self.incoming, self.stride) if i == 0 else (self.width, 1)
+            name = f'block{i}'
+            narrowed = within(self.narrowed, name)
+            x = _BasicBlock(incoming, self.width, stride, self.convolution, narrowed, name=name)(x, train)
         return x
 
 
 class _BasicBlock(nn.Module):
+    incoming: int
     width: int
     stride: int
     convolution: Convolution
+    narrowed: FrozenDict[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = _convolution(self.convolution, self.width, 3, self.stride, name='conv1')(x)
-        y = nn.relu(_norm(train, 'norm1')(y))
-        y = _convolution(self.convolution, self.width, 3, name='conv2')(y)
-        y = _norm(train, 'norm2')(y)
-        if x.shape != y.shape:
-            x = _convolution(self.convolution, self.width, 1, self.stride, name='shortcut')(x)
-            x = _norm(train, 'shortcut_norm')(x)
+        def layer(name: str, size: int, stride: int = 1) -> nn.Conv:
+            return convolution(self.narrowed.get(name, self.width), size, stride, lowering=self.convolution, name=name)
+
+        y = layer('conv1', 3, self.stride)(x)
+        y = nn.relu(batch_norm(train, 'norm1')(y))
+        y = layer('conv2', 3)(y)
+        y = batch_norm(train, 'norm2')(y)
+        # Where the standard network has a shortcut, the narrowed one has it too, whatever channels are left.
+        if self.incoming != self.width or x.shape[1:3] != y.shape[1:3]:
+            x = layer('shortcut', 1, self.stride)(x)
+            x = batch_norm(train, 'shortcut_norm')(x)
         return nn.relu(x + y)
-
-
-def _convolution(convolution: Convolution, width: int, size: int, stride: int = 1, *, name: str) -> nn.Conv:
-    # Explicit padding: 'SAME' pads a strided convolution on one side only, unlike the networks behind published numbers.
-    return nn.Conv(
-        width,
-        (size, size),
-        (stride, stride),
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-        name=name,
-        conv_general_dilated=convolution,
-    )
-
-
-def _norm(train: bool, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)

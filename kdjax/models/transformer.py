@@ -3,6 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from kdjax.models.narrowing import within
 
 
 class VisionTransformer(nn.Module):
@@ -18,6 +21,8 @@ class VisionTransformer(nn.Module):
       heads: of the attention; they divide the width.
       patches: how many there are along each side of the image; they divide it.
       classes: number of classes.
+      narrowed: hidden widths of MLPs that have fewer than 4 times the width, by the path of their first layer, such as
+        `block0/expand`; see `kdjax.models.narrow`.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import networks
@@ -36,6 +41,7 @@ class VisionTransformer(nn.Module):
     heads: int
     patches: int = 4
     classes: int = 10
+    narrowed: FrozenDict[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -54,18 +60,21 @@ class VisionTransformer(nn.Module):
         x = x.reshape(x.shape[0], -1, self.width)
         x = x + self.param('positions', nn.initializers.normal(0.02), (1, *x.shape[1:]))
         for i in range(self.depth):
-            x = _Block(self.heads, name=f'block{i}')(x)
+            name = f'block{i}'
+            x = _Block(self.heads, within(self.narrowed, name), name=name)(x)
         return nn.Dense(self.classes, name='head')(jnp.mean(nn.LayerNorm(name='norm')(x), axis=1))
 
 
 class _Block(nn.Module):
     heads: int
+    narrowed: FrozenDict[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         x = x + _Attention(self.heads, name='attention')(nn.LayerNorm(name='norm1')(x))
-        y = nn.gelu(nn.Dense(4 * width, name='expand')(nn.LayerNorm(name='norm2')(x)))
+        hidden = self.narrowed.get('expand', 4 * width)
+        y = nn.gelu(nn.Dense(hidden, name='expand')(nn.LayerNorm(name='norm2')(x)))
         return x + nn.Dense(width, name='reduce')(y)
 
 

@@ -8,19 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_checks import abstract_variables, filled, number_of_parameters, shapes_of
 
 from kdjax import models, networks, paths
 
-CIFAR = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 WIDE = (32, 64, 128, 256)
-
-
-def abstract_variables(module: nn.Module) -> dict:
-    return jax.eval_shape(lambda key: networks.from_linen(module).init(key, CIFAR), jax.random.key(0))
-
-
-def number_of_parameters(module: nn.Module) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(module)['params']))
 
 
 def resnet_formula(depth: int, classes: int, widths: tuple[int, ...] = (16, 16, 32, 64)) -> int:
@@ -33,13 +25,6 @@ def resnet_formula(depth: int, classes: int, widths: tuple[int, ...] = (16, 16, 
                 total += incoming * width + 2 * width
             incoming = width
     return total + incoming * classes + classes
-
-
-def shapes_of(module: nn.Module, features: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """Of the logits and the features, for two CIFAR images."""
-    network = networks.from_linen(module, features=features)
-    outputs, _ = jax.eval_shape(network.apply, abstract_variables(module), CIFAR)
-    return {'logits': outputs.logits.shape} | {path: value.shape for path, value in outputs.features.items()}
 
 
 @pytest.mark.parametrize(
@@ -125,17 +110,6 @@ def test_depths_that_are_not_6n_plus_2_are_errors(depth: int) -> None:
 def test_wrong_number_of_widths_is_an_error() -> None:
     with pytest.raises(ValueError, match=r'widths must be those of the stem and three stages, got \(16, 32\)'):
         abstract_variables(models.ResNet(8, widths=(16, 32)))
-
-
-def filled(module: nn.Module, inputs: jax.Array) -> dict:
-    """Variables as `init` shapes them, drawn by numpy, which compiles nothing: kernels of both signs, vectors positive."""
-    rng = np.random.default_rng(0)
-
-    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        sign = np.where(rng.random(leaf.shape) < 0.5, -1, 1) if len(leaf.shape) > 1 else 1
-        return jnp.asarray(sign * rng.uniform(0.5, 1.0, leaf.shape), leaf.dtype)
-
-    return jax.tree.map(draw, jax.eval_shape(networks.from_linen(module).init, jax.random.key(0), inputs))
 
 
 @functools.cache
@@ -285,80 +259,3 @@ def test_without_positions_the_order_of_the_patches_does_not_matter() -> None:
 def test_patches_and_heads_that_do_not_divide_are_errors(module: nn.Module) -> None:
     with pytest.raises(ValueError, match=r'^VisionTransformer: . patches a side must divide the image \(32, 32\), and . heads'):
         abstract_variables(module)
-
-
-def convolve(convolution: Callable, strides: tuple[int, int], padding: object) -> Callable:
-    """Of images and kernels, in the layouts of Flax."""
-    return lambda inputs, kernel: convolution(
-        inputs, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision=jax.lax.Precision.HIGHEST
-    )
-
-
-@pytest.mark.parametrize(
-    'size, window, strides, padding',
-    [
-        ((5, 4), (3, 3), (1, 1), 'SAME'),
-        ((5, 4), (3, 3), (2, 2), 'SAME'),
-        ((7, 4), (3, 3), (2, 2), 'VALID'),
-        ((6, 5), (3, 3), (2, 2), [(1, 1), (1, 1)]),
-        ((5, 4), (1, 1), (1, 1), 'VALID'),
-        ((5, 4), (1, 1), (2, 2), [(0, 0), (0, 0)]),
-        ((5, 7), (2, 3), (1, 2), [(0, 2), (3, 1)]),
-    ],
-)
-def test_im2col_is_the_convolution(size: tuple, window: tuple, strides: tuple, padding: object) -> None:
-    """Values, and gradients of images and kernel."""
-    rng = np.random.default_rng(0)
-    inputs, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((2, *size, 3), (*window, 3, 4)))
-
-    def with_gradients(convolution: Callable) -> Callable:
-        def run(inputs: jax.Array, kernel: jax.Array) -> tuple:
-            output, pullback = jax.vjp(convolve(convolution, strides, padding), inputs, kernel)
-            return output, pullback(jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape))
-
-        return jax.jit(run)
-
-    got, wanted = (with_gradients(each)(inputs, kernel) for each in (models.im2col_convolution, jax.lax.conv_general_dilated))
-    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, wanted)
-
-
-def test_im2col_of_several_kernels_is_one_batched_product() -> None:
-    inputs = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 4, 3)), jnp.float32)
-    kernels = jnp.asarray(np.random.default_rng(1).standard_normal((6, 3, 3, 3, 4)), jnp.float32)
-    several = jax.vmap(convolve(models.im2col_convolution, (2, 2), 'SAME'), (None, 0))
-    one_by_one = [convolve(jax.lax.conv_general_dilated, (2, 2), 'SAME')(inputs, kernel) for kernel in kernels]
-    np.testing.assert_allclose(jax.jit(several)(inputs, kernels), np.stack(one_by_one), rtol=1e-5, atol=1e-5)
-    text = str(jax.make_jaxpr(several)(inputs, kernels))
-    assert 'conv_general_dilated' not in text
-    assert text.count('dot_general[') == 1
-
-
-def test_resnet_with_im2col_is_the_resnet() -> None:
-    """Of the same variables: logits and batch statistics in training."""
-    inputs = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    plain = models.ResNet(8, widths=(4, 4, 6, 8))
-    variables = filled(plain, inputs)
-    modules = plain, plain.clone(convolution=models.im2col_convolution)
-    shapes = [jax.eval_shape(networks.from_linen(module).init, jax.random.key(0), inputs) for module in modules]
-    assert shapes[0] == shapes[1]
-    wanted, got = (
-        jax.jit(functools.partial(networks.from_linen(module).apply, train=True))(variables, inputs) for module in modules
-    )
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), got, wanted)
-
-
-@pytest.mark.parametrize(
-    'inputs, kernel, options, message',
-    [
-        ((2, 5, 5, 3), (3, 3, 3, 4), {'rhs_dilation': (2, 2)}, r'without dilation .* dilations \[1, 2\]'),
-        ((2, 5, 5, 3), (3, 3, 3, 4), {'lhs_dilation': (1, 3)}, r'without dilation .* dilations \[1, 3\]'),
-        ((2, 5, 5, 4), (3, 3, 2, 4), {'feature_group_count': 2}, 'or groups.* 2 groups'),
-        ((2, 5, 3), (3, 3, 4), {}, r'four axes.*\(2, 5, 3\), \(3, 3, 4\)'),
-        ((2, 5, 5, 4), (3, 3, 2, 4), {}, r'inputs \(2, 5, 5, 4\) and kernel \(3, 3, 2, 4\) must have the same channels'),
-        ((2, 3, 5, 5), (4, 3, 3, 3), {'dimension_numbers': ('NCHW', 'OIHW', 'NCHW')}, 'must be .*NHWC.*, got .*NCHW'),
-    ],
-)
-def test_convolutions_that_im2col_does_not_know_are_errors(inputs: tuple, kernel: tuple, options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=f'^im2col_convolution: .*{message}'):
-        models.im2col_convolution(jnp.ones(inputs), jnp.ones(kernel), (1, 1), 'SAME', **options)

@@ -1,0 +1,44 @@
+"""Layers that the convolutional models share."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+Convolution = Callable[..., jax.Array]
+"""How convolutions are computed: `jax.lax.conv_general_dilated`, or `kdjax.models.im2col_convolution`."""
+
+
+def convolution(
+    width: int,
+    size: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    use_bias: bool = False,
+    lowering: Convolution = jax.lax.conv_general_dilated,
+    name: str,
+) -> nn.Conv:
+    """A square convolution that keeps the size of images but for its stride, with the normal initialization of He et al.
+
+    Reference:
+      He, Zhang, Ren, Sun. Delving Deep into Rectifiers. 2015. https://arxiv.org/abs/1502.01852
+    """
+    return nn.Conv(
+        width,
+        (size, size),
+        (stride, stride),
+        # Explicit padding: 'SAME' pads a strided convolution on one side only, unlike the networks behind published numbers.
+        padding=size // 2,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        # Fans count the outputs of all groups, while an input reaches those of its own only.
+        kernel_init=nn.initializers.variance_scaling(2.0 * groups, 'fan_out', 'normal'),
+        name=name,
+        conv_general_dilated=lowering,
+    )
+
+
+def batch_norm(train: bool, name: str) -> nn.BatchNorm:
+    """Batch norm that uses the batch's statistics in training and moving averages of them in evaluation."""
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
