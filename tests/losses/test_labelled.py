@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from logit_checks import EXTREME_ROWS
 
 from kdjax import losses
 
@@ -238,6 +239,29 @@ def test_confident_networks_keep_the_non_target_part(student, teacher, labels):
     np.testing.assert_allclose(values, part + 16 * np.array(entropies), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize('certainty', [40.0, -40.0])
+def test_target_part_sees_how_certain_a_student_is_beyond_what_one_minus_p_can_hold(certainty):
+    """Where 1 - p(y) is below the last digit of 1, the teacher's other classes cost its log all the same."""
+    student, teacher = np.random.default_rng(0).normal(size=(2, ROWS, CLASSES)).astype(np.float32)
+    labels, where = np.array([0, 1, 2, 4]), np.ones((ROWS, CLASSES), bool)
+    student += np.float32(certainty) * np.eye(CLASSES, dtype=np.float32)[labels]
+    oracle = functools.partial(decoupled_kd, temperature=1.0, alpha=1.0, beta=0.0)
+    expected = by_rows(oracle, student.astype(np.float64), teacher.astype(np.float64), labels, where)
+    values = values_of('decoupled_kd', student, teacher, labels, 1.0, alpha=1.0, beta=0.0)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_small_weights_of_soft_labels_keep_their_digits():
+    """1 - exp(-x) of a student that is nearly right and a teacher that is very wrong, where x is 1e-4."""
+    student, teacher = np.random.default_rng(0).normal(size=(2, ROWS, CLASSES)).astype(np.float32)
+    labels, where = np.array([0, 1, 2, 4]), np.ones((ROWS, CLASSES), bool)
+    of_label = np.eye(CLASSES, dtype=np.float32)[labels]
+    student, teacher = student + 4 * of_label, teacher - 600 * of_label
+    oracle = functools.partial(weighted_soft_labels, temperature=2.0)
+    expected = by_rows(oracle, student.astype(np.float64), teacher.astype(np.float64), labels, where)
+    np.testing.assert_allclose(values_of('weighted_soft_labels', student, teacher, labels, 2.0), expected, rtol=1e-5)
+
+
 @every_loss
 @EXAMPLES
 @given(LOGITS, LOGITS, LABELS, st.permutations(range(CLASSES)))
@@ -246,23 +270,6 @@ def test_renaming_the_classes_changes_nothing(name, student, teacher, labels, or
     values = values_of(name, student, teacher, labels)
     renamed = values_of(name, student[:, order], teacher[:, order], np.argsort(order)[labels].astype(np.int32))
     np.testing.assert_allclose(values, renamed, rtol=1e-5, atol=1e-5 * max(1.0, values.max()))
-
-
-EXTREME_ROWS = np.array(
-    [
-        [0.0, 0.0, 0.0, 0.0],
-        [7.0, 7.0, 7.0, 7.0],
-        [1e4, -1e4, 0.0, 1.0],
-        [-1e4, 1e4, 1e4, -1e4],
-        [0.0, 1.0, -INF, 2.0],
-        [-INF, 1.0, 2.0, 3.0],
-        [-INF, -INF, -INF, 3.0],
-        [3.0, -INF, -INF, -INF],
-        [1e4, -INF, -1e4, -INF],
-        [-INF, -INF, -INF, -INF],
-    ],
-    np.float32,
-)
 
 
 @every_loss

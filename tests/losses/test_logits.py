@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from logit_checks import EXTREME_ROWS
 
 from kdjax import losses
 
@@ -182,24 +183,6 @@ def test_renaming_the_classes_changes_nothing(name, student, teacher, order):
     np.testing.assert_allclose(values, renamed, rtol=1e-5, atol=1e-5)
 
 
-EXTREME_ROWS = np.array(
-    [
-        [0.0, 0.0, 0.0, 0.0],
-        [7.0, 7.0, 7.0, 7.0],
-        [1e4, -1e4, 0.0, 1.0],
-        [-1e4, 1e4, 1e4, -1e4],
-        [-1e4, -1e4, -1e4, -1e4],
-        [0.0, 1.0, -INF, 2.0],
-        [-INF, 1.0, 2.0, 3.0],
-        [-INF, -INF, -INF, 3.0],
-        [3.0, -INF, -INF, -INF],
-        [1e4, -INF, -1e4, -INF],
-        [-INF, -INF, -INF, -INF],
-    ],
-    np.float32,
-)
-
-
 @every_loss
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
 def test_values_and_gradients_are_finite_for_every_pair_of_extreme_rows(name, temperature):
@@ -257,6 +240,14 @@ def test_logit_mse_leaves_out_classes_that_either_rules_out():
     values, *gradients = value_and_gradients('logit_mse', student, teacher, 1.0)
     np.testing.assert_array_equal(values, np.full(ROWS, 2.0))
     np.testing.assert_array_equal(gradients, [same_rows(-2, 0, 0, 0, 0), same_rows(2, 0, 0, 0, 0)])
+
+
+def test_logit_mse_leaves_out_what_is_ruled_out_under_masks_too():
+    """The mean is over the classes that are kept and that neither rules out, here the first alone."""
+    student, teacher = same_rows(1, -INF, 5, -INF, 2), same_rows(3, 1, -INF, -INF, 9)
+    values, *gradients = value_and_gradients('logit_mse', student, teacher, 1.0, np.tile(np.arange(CLASSES) < 4, (ROWS, 1)))
+    np.testing.assert_array_equal(values, np.full(ROWS, 4.0))
+    np.testing.assert_array_equal(gradients, [same_rows(-4, 0, 0, 0, 0), same_rows(4, 0, 0, 0, 0)])
 
 
 def test_a_row_of_minus_infinity_is_uniform():
@@ -473,6 +464,14 @@ def test_equal_logits_become_zeros_with_zero_gradient(row):
     np.testing.assert_array_equal(gradient, np.zeros((ROWS, CLASSES)))
 
 
+@pytest.mark.parametrize('classes', [6, 7, 10])
+def test_equal_logits_become_zeros_where_their_mean_rounds_to_another_number(classes):
+    """In float32 the sum of so many 0.3, divided by their number, is not 0.3."""
+    result, pullback = jax.vjp(losses.standardize_logits, np.full((1, classes), 0.3, np.float32))
+    np.testing.assert_array_equal(result, np.zeros((1, classes)))
+    np.testing.assert_array_equal(pullback(jnp.ones_like(result))[0], np.zeros((1, classes)))
+
+
 def test_standardization_of_one_class_of_halves_of_other_axes_and_of_what_is_no_logit():
     np.testing.assert_array_equal(losses.standardize_logits(np.array([[5.0]], np.float32)), [[0.0]])
     logits = random_logits()[0]
@@ -486,3 +485,20 @@ def test_standardization_of_one_class_of_halves_of_other_axes_and_of_what_is_no_
     for bad, options in ((logits.astype(np.int32), {}), (logits, {'axis': 2}), (logits, {'epsilon': 0.0})):
         with pytest.raises(ValueError, match=r'^standardize_logits: [^\n]+$'):
             losses.standardize_logits(bad, **options)
+
+
+def test_standardization_takes_classes_in_the_middle():
+    logits = np.random.default_rng(0).normal(size=(2, 3, CLASSES)).astype(np.float32)
+    for axis in (0, 1):
+        moved = losses.standardize_logits(np.moveaxis(logits, -1, axis), axis=axis)
+        np.testing.assert_allclose(moved, np.moveaxis(losses.standardize_logits(logits), -1, axis), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize('masked', [-INF, 1e15, -1e15])
+def test_a_logit_that_a_mask_leaves_out_of_standardization_is_zero_whatever_it_was(masked):
+    logits, where = random_logits()[0], np.arange(CLASSES) > 0
+    expected = jax.device_get(standardized(logits, where))
+    logits[:, 0] = masked
+    for result, reference in zip(standardized(logits, where), expected, strict=True):
+        np.testing.assert_array_equal(result, reference)
+        np.testing.assert_array_equal(result[:, 0], 0)
