@@ -1,27 +1,28 @@
-"""From scores to masks: which weights stay, with the exact count, ties included."""
+"""From scores to masks: which weights stay, over all arrays together or array by array, with the exact count, ties included."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Scores = dict[str, jax.Array]
-"""One score for every weight that may be pruned, by the path of its array."""
+from kdjax.pruning.scores import Scores
 
 Masks = dict[str, jax.Array]
-"""True for the weights that stay, by the path of their array."""
+"""True for the weights that stay, by the path of their array; shapes broadcast to those of the weights."""
 
-
-def magnitude(weights: dict[str, jax.Array]) -> Scores:
-    """|w|: the smallest weights go first."""
-    return {path: jnp.abs(weight.astype(jnp.float32)) for path, weight in weights.items()}
+MaskFunction = Callable[[Scores, Any], Masks]
+"""`(scores, sparsity) -> masks`."""
 
 
 def global_masks(scores: Scores, sparsity: Any) -> Masks:
     """Prunes the lowest scores of all arrays together.
 
-    Of n weights, round(sparsity · n) go, exactly; among equal scores those that come later go first. The number is computed in
-    float32 where the sparsity is traced, which for more than 16 million weights may be off by a few.
+    Of n scores, round(sparsity · n) go, exactly; among equal scores those that come later go first. The number is computed in
+    float32 where the sparsity is traced, which for more than 16 million scores may be off by a few. Arrays may be sharded, and
+    are not gathered.
 
     Args:
       scores: by path, any shapes.
@@ -43,7 +44,7 @@ def global_masks(scores: Scores, sparsity: Any) -> Masks:
 
 
 def layer_masks(scores: Scores, sparsity: Any) -> Masks:
-    """Prunes the same share of every array: round(sparsity · n) of its n weights, exactly.
+    """Prunes the same share of every array, the uniform distribution: round(sparsity · n) of its n scores, exactly.
 
     Args:
       scores: by path, any shapes.
@@ -62,29 +63,110 @@ def layer_masks(scores: Scores, sparsity: Any) -> Masks:
     return {path: keep_largest([array], _number_kept(array.size, sparsity))[0] for path, array in scores.items()}
 
 
+def erk_masks(scores: Scores, sparsity: Any) -> Masks:
+    """Prunes larger arrays more, by the Erdős–Rényi-kernel distribution.
+
+    An array of shape (d₁, d₂, ...) keeps the share min(1, ε · Σd / Πd), with one ε for all arrays, such that of all n scores
+    round(sparsity · n) go, exactly. In numbers, it keeps ε · Σd scores, rounded, at most all. Within an array the lowest go. An
+    array's number never grows with the sparsity.
+
+    Args:
+      scores: by path, any shapes; the d are lengths of the scores' axes.
+      sparsity: the share to prune of all arrays together, in [0, 1].
+
+    Returns:
+      Masks of the scores' shapes.
+
+    Raises:
+      ValueError: a sparsity that is known at trace time lies outside [0, 1].
+
+    >>> import jax.numpy as jnp
+    >>> masks = erk_masks({'small': jnp.ones((2, 2)), 'large': jnp.ones((10, 10))}, 0.75)
+    >>> print(masks['small'].sum(), masks['large'].sum())
+    4 22
+
+    Reference:
+      Evci, Gale, Menick, Castro, Elsen. Rigging the Lottery: Making All Tickets Winners. 2020.
+      https://arxiv.org/abs/1911.11134
+    """
+    sizes = [array.size for array in scores.values()]
+    numbers = _erk_numbers(sizes, [sum(array.shape) for array in scores.values()], _number_kept(sum(sizes), sparsity))
+    return {path: keep_largest([array], number)[0] for (path, array), number in zip(scores.items(), numbers, strict=True)}
+
+
+def _erk_numbers(sizes: list[int], weights: list[int], number: Any) -> jax.Array:
+    """Splits `number` among arrays: min(size, round(ε · weight)), with what ties at the last ε going to the first arrays.
+
+    Largest remainders would round as well, but there an array may get more when the number falls.
+    """
+    limits = jnp.asarray(sizes, jnp.int32)
+    weights = jnp.asarray(weights, jnp.float32)
+
+    def shares(bits: jax.Array) -> jax.Array:
+        epsilon = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        return jnp.minimum(limits, jnp.minimum(jnp.floor(epsilon * weights + 0.5), 2.0**30).astype(jnp.int32))
+
+    largest = np.float32(np.finfo(np.float32).max).view(np.uint32)
+    epsilon = _largest_integer(lambda bits: (bits <= largest) & (jnp.sum(shares(bits)) <= number), 31)
+    below, gains = shares(epsilon), shares(jnp.minimum(epsilon + 1, largest)) - shares(epsilon)
+    missing = number - jnp.sum(below) - (jnp.cumsum(gains) - gains)
+    return below + jnp.clip(missing, 0, gains)
+
+
 def keep_largest(arrays: list[jax.Array], number: Any) -> list[jax.Array]:
     """Masks that keep exactly `number` of the largest entries of all arrays together; of equal entries the first are kept.
 
     The threshold is found bit by bit, with 32 counts and no sort: floats order like integers once negative ones are flipped.
-    Counts are sums, so arrays may be sharded and are not gathered.
+    Where only some of the entries at the threshold stay, the position of the last is found in the same way. Counts are sums, so
+    arrays may be sharded and are not gathered, and the masks do not depend on the sharding.
+
+    Raises:
+      ValueError: there are 2³¹ entries or more.
     """
+    size = sum(array.size for array in arrays)
+    if size >= 2**31:
+        raise ValueError(f'keep_largest: counts up to 2**31 - 1 entries, got {size}; prune layer by layer')
     keys = [_ordered_bits(array) for array in arrays]
     number = jnp.asarray(number, jnp.int32)
+    threshold = _largest_integer(lambda candidate: _count(key >= candidate for key in keys) >= number, 32)
+    missing = number - _count(key > threshold for key in keys)
 
-    def refine(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        candidate = threshold | (jnp.uint32(1) << (jnp.uint32(31) - i.astype(jnp.uint32)))
-        count = sum(jnp.sum(key >= candidate, dtype=jnp.int32) for key in keys)
-        return jnp.where(count >= number, candidate, threshold)
+    ties = [
+        jnp.where(key == threshold, position, jnp.uint32(size)) for key, position in zip(keys, _positions(arrays), strict=True)
+    ]
+    end = jax.lax.cond(
+        _count(tie < size for tie in ties) > missing,
+        lambda: _largest_integer(lambda end: _count(tie < end for tie in ties) <= missing, size.bit_length()),
+        lambda: jnp.uint32(size),
+    )
+    return [(key > threshold) | (tie < end) for key, tie in zip(keys, ties, strict=True)]
 
-    threshold = jax.lax.fori_loop(0, 32, refine, jnp.uint32(0))
-    missing = number - sum(jnp.sum(key > threshold, dtype=jnp.int32) for key in keys)
-    masks = []
-    for key in keys:
-        tied = key == threshold
-        rank = jnp.cumsum(tied.ravel(), dtype=jnp.int32).reshape(tied.shape)
-        masks.append((key > threshold) | (tied & (rank <= missing)))
-        missing = missing - jnp.sum(tied, dtype=jnp.int32)
-    return masks
+
+def _largest_integer(holds: Callable[[jax.Array], jax.Array], bits: int) -> jax.Array:
+    """The largest integer of so many bits for which something holds that holds for 0 and, up to some integer, for all."""
+
+    def refine(i: jax.Array, largest: jax.Array) -> jax.Array:
+        candidate = largest | (jnp.uint32(1) << (bits - 1 - i).astype(jnp.uint32))
+        return jnp.where(holds(candidate), candidate, largest)
+
+    return jax.lax.fori_loop(0, bits, refine, jnp.uint32(0))
+
+
+def _count(masks: Any) -> jax.Array:
+    return sum((jnp.sum(mask, dtype=jnp.int32) for mask in masks), start=jnp.int32(0))
+
+
+def _positions(arrays: list[jax.Array]) -> list[jax.Array]:
+    """The number of each entry, counted through all arrays; an iota for each axis, which a sharded program makes in parts."""
+    positions, offset = [], 0
+    for array in arrays:
+        position = jnp.full(array.shape, offset, jnp.uint32)
+        for axis in range(array.ndim):
+            stride = math.prod(array.shape[axis + 1 :])
+            position += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+        positions.append(position)
+        offset += array.size
+    return positions
 
 
 def _ordered_bits(x: jax.Array) -> jax.Array:

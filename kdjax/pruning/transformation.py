@@ -9,7 +9,8 @@ import optax
 
 from kdjax import paths
 from kdjax.paths import Leaves, kernels, select
-from kdjax.pruning.masks import Masks, Scores, global_masks, magnitude
+from kdjax.pruning.masks import MaskFunction, Masks, global_masks
+from kdjax.pruning.scores import Arrays, ScoreFunction, Scores, magnitude
 
 
 class PruneState(NamedTuple):
@@ -18,7 +19,8 @@ class PruneState(NamedTuple):
     Attributes:
       step: number of updates so far.
       sparsity: the sparsity of the masks.
-      masks: true for the weights that stay, by path, for the arrays that are pruned.
+      masks: true for the weights that stay, by path, for the arrays that are pruned; of the scores' shapes, which broadcast to
+        those of the weights.
       inner: state of the wrapped transformation.
     """
 
@@ -33,8 +35,8 @@ def prune(
     sparsity: float | Callable[[Any], Any],
     *,
     leaves: Leaves = kernels,
-    scores: Callable[[dict[str, jax.Array]], Scores] = magnitude,
-    masks: Callable[[Scores, Any], Masks] = global_masks,
+    scores: ScoreFunction = magnitude,
+    masks: MaskFunction = global_masks,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that a growing share of the weights becomes, and stays, exactly zero.
 
@@ -45,16 +47,18 @@ def prune(
 
     Args:
       inner: the optimizer.
-      sparsity: the share of the weights to prune, a number or a schedule of the step, such as `cubic`.
+      sparsity: the share of the scores to prune, a number or a schedule of the step, such as `cubic`.
       leaves: which arrays are pruned.
-      scores: weights by path -> scores by path; the lowest go.
-      masks: `(scores, sparsity) -> masks`: `global_masks` or `layer_masks`.
+      scores: `(weights, gradients) -> scores`, all by path; the lowest go. `magnitude`, or `filter_norms()` for whole filters.
+        The gradients are those of the step.
+      masks: `(scores, sparsity) -> masks`: `global_masks`, `layer_masks`, `erk_masks`, `n_m_masks(2, 4)`.
 
     Returns:
       The transformation. Its `update` needs `params`. Its state is a `PruneState`.
 
     Raises:
-      ValueError: the number lies outside [0, 1]; from `init`: `leaves` picks nothing; from `update`: no params.
+      ValueError: the number lies outside [0, 1]; from `init`: `leaves` picks nothing, or scores or masks do not fit the arrays
+        that it picks; from `update`: no params.
 
     >>> import jax.numpy as jnp, optax
     >>> params = {'kernel': jnp.array([[3., -1.], [0.5, 2.]])}
@@ -65,11 +69,17 @@ def prune(
      [0. 2.]]
     """
     inner = optax.with_extra_args_support(inner)
-    if not callable(sparsity) and not 0 <= sparsity <= 1:
+    if isinstance(sparsity, (int, float)) and not 0 <= sparsity <= 1:
         raise ValueError(f'prune: sparsity must be between 0 and 1, got {sparsity}')
 
     def init(params: Any) -> PruneState:
-        everything = {path: jnp.ones(leaf.shape, jnp.bool_) for path, leaf in select(leaves, params).items()}
+        weights = select(leaves, params)
+        # A number stays a number here: masks can then check it, and their count is exact for any size.
+        target = jnp.float32(0.0) if callable(sparsity) else sparsity
+        score_shapes = jax.eval_shape(scores, weights, weights)
+        mask_shapes = jax.eval_shape(lambda shapes: masks(shapes, target), score_shapes)
+        _check_shapes(weights, score_shapes, mask_shapes)
+        everything = {path: _all_true(mask_shapes[path], weight) for path, weight in weights.items()}
         return PruneState(jnp.int32(0), jnp.float32(0.0), everything, inner.init(params))
 
     def update(grads: Any, state: PruneState, params: Any = None, **extra: Any) -> tuple[Any, PruneState]:
@@ -78,35 +88,20 @@ def prune(
         # `where` and not a product: a pruned weight's gradient may be NaN or infinite.
         grads = paths.map_with_paths(lambda path, g: _where(state.masks, path, g, jnp.zeros_like(g)), grads)
         updates, inner_state = inner.update(grads, state.inner, params, **extra)
-        target = jnp.asarray(sparsity(state.step) if callable(sparsity) else sparsity, jnp.float32)
+        target = sparsity(state.step) if callable(sparsity) else sparsity
 
         def renew() -> Masks:
             moved = paths.leaves_with_paths(optax.apply_updates(params, updates))
-            weight_scores = scores({path: moved[path] for path in state.masks})
-            # Whatever its score, a pruned weight ranks below every other.
-            ranked = {path: jnp.where(state.masks[path], score, -jnp.inf) for path, score in weight_scores.items()}
-            # A number stays a number here: its count is then exact for any size.
-            return masks(ranked, target if callable(sparsity) else sparsity)
+            gradients = paths.leaves_with_paths(grads)
+            found = scores({path: moved[path] for path in state.masks}, {path: gradients[path] for path in state.masks})
+            return masks({path: _ranked(found[path], mask) for path, mask in state.masks.items()}, target)
 
-        new_masks = jax.lax.cond(target > state.sparsity, renew, lambda: state.masks)
+        reached = jnp.maximum(jnp.asarray(target, jnp.float32), state.sparsity)
+        new_masks = jax.lax.cond(reached > state.sparsity, renew, lambda: state.masks)
         updates = paths.map_with_paths(lambda path, u, p: _zeroing(new_masks, path, u, p), updates, params)
-        reached = jnp.maximum(target, state.sparsity)
         return updates, PruneState(state.step + 1, reached, new_masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _where(masks: Masks, path: str, kept: jax.Array, pruned: jax.Array) -> jax.Array:
-    return jnp.where(masks[path], kept, pruned) if path in masks else kept
-
-
-def _zeroing(masks: Masks, path: str, update: jax.Array, weight: jax.Array) -> jax.Array:
-    if path not in masks:
-        return update
-    # In the wider of both dtypes: in a narrower one -w would be rounded, and w + -w would not be zero.
-    with jax.numpy_dtype_promotion('standard'):
-        dtype = jnp.promote_types(update.dtype, weight.dtype)
-    return jnp.where(masks[path], update.astype(dtype), -weight.astype(dtype))
 
 
 def apply_masks(masks: Masks, params: Any) -> Any:
@@ -117,3 +112,45 @@ def apply_masks(masks: Masks, params: Any) -> Any:
     [1. 0.]
     """
     return paths.map_with_paths(lambda path, p: _where(masks, path, p, jnp.zeros_like(p)), params)
+
+
+def _check_shapes(weights: Arrays, scores: Scores, masks: Masks) -> None:
+    for path, weight in weights.items():
+        for name, arrays in (('scores', scores), ('masks', masks)):
+            if path not in arrays:
+                raise ValueError(f'prune: {name} returned nothing for {path}; it must return an array for every path')
+        score, mask = scores[path].shape, masks[path].shape
+        fits = len(score) == weight.ndim and all(s in (1, w) for s, w in zip(score, weight.shape, strict=True))
+        if not fits or mask != score:
+            raise ValueError(
+                f'prune: {path} has shape {weight.shape}, its scores {score} and its mask {mask}; scores need that shape, or 1 '
+                'along axes that are pruned together, and masks the shape of the scores'
+            )
+
+
+def _all_true(shape: jax.ShapeDtypeStruct, weight: jax.Array) -> jax.Array:
+    # Where it can, the mask lies beside its weight, on the same devices.
+    return jnp.ones_like(weight, jnp.bool_) if shape.shape == weight.shape else jnp.ones(shape.shape, jnp.bool_)
+
+
+def _ranked(score: jax.Array, mask: jax.Array) -> jax.Array:
+    # Whatever its score, a pruned weight ranks below every other: these are finite. NaN, a failure to be seen, stays.
+    finite = jnp.nan_to_num(score.astype(jnp.float32), nan=jnp.finfo(jnp.float32).max)
+    return jnp.where(mask, finite, -jnp.inf)
+
+
+def _where(masks: Masks, path: str, kept: jax.Array, pruned: jax.Array) -> jax.Array:
+    return jnp.where(masks[path], kept, pruned) if path in masks else kept
+
+
+def _zeroing(masks: Masks, path: str, update: jax.Array, weight: jax.Array) -> jax.Array:
+    if path not in masks:
+        return update
+    dtype = sum_dtype(update, weight)
+    return jnp.where(masks[path], update.astype(dtype), -weight.astype(dtype))
+
+
+def sum_dtype(update: jax.Array, weight: jax.Array) -> Any:
+    """The wider dtype of both: in a narrower one -w would be rounded, and w + -w would not be zero."""
+    with jax.numpy_dtype_promotion('standard'):
+        return jnp.promote_types(update.dtype, weight.dtype)

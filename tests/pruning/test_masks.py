@@ -1,6 +1,7 @@
-"""Masks with exact counts, and the schedule that says how many."""
+"""Masks with exact counts, over all arrays together and array by array."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +47,6 @@ def largest_by_stable_sort(flat: np.ndarray, number: int) -> np.ndarray:
 keep = jax.jit(keep_largest)
 traced_global = jax.jit(pruning.global_masks)
 traced_layer = jax.jit(pruning.layer_masks)
-
-
-# Masks.
 
 
 @checked
@@ -156,66 +154,73 @@ def test_sharded_scores_give_the_masks_of_one_device() -> None:
         np.testing.assert_array_equal(each[path].ravel(), largest_by_stable_sort(scores[path].ravel(), kept))
 
 
-# The schedule.
+SIZES = {'first': (3, 3, 1, 4), 'middle': (3, 3, 4, 16), 'dense': (40, 10), 'scale': (16,)}
 
 
-def zhu_gupta(step: int, final: float, begin: int, end: int, initial: float, every: int) -> float:
-    if step < begin:
-        return 0.0
-    if step >= end:
-        return final
-    since = (step - begin) // every * every
-    return final + (initial - final) * (1 - since / (end - begin)) ** 3
+def evci_densities(shapes: list[tuple[int, ...]], sparsity: float) -> list[float]:
+    """As published: arrays whose density would exceed 1 become dense one after the other, and ε is found anew."""
+    dense: set[int] = set()
+    while True:
+        sparse = [i for i in range(len(shapes)) if i not in dense]
+        left = (1 - sparsity) * sum(map(np.prod, shapes)) - sum(np.prod(shapes[i]) for i in dense)
+        raw = [np.sum(shape) / np.prod(shape) for shape in shapes]
+        epsilon = left / sum(raw[i] * np.prod(shapes[i]) for i in sparse) if sparse else 0.0
+        exceeding = {i for i in sparse if raw[i] * epsilon > 1}
+        if not exceeding:
+            return [1.0 if i in dense else epsilon * raw[i] for i in range(len(shapes))]
+        dense |= {max(exceeding, key=raw.__getitem__)}
 
 
-@pytest.mark.parametrize(
-    'final, begin, end, initial, every',
-    [
-        (0.9, 0, 100, 0.0, 1),
-        (0.8, 10, 30, 0.0, 1),
-        (0.95, 5, 47, 0.25, 10),
-        (0.5, 3, 4, 0.5, 1),
-        (1.0, 2, 50, 0.0, 100),
-        (0.0, 0, 9, 0.0, 1),
-    ],
-)
-def test_cubic_is_the_formula_at_every_step(final: float, begin: int, end: int, initial: float, every: int) -> None:
-    schedule = pruning.cubic(final, begin=begin, end=end, initial=initial, every=every)
-    steps = np.arange(end + 20)
-    got = jax.jit(jax.vmap(schedule))(steps)
-    assert got.dtype == jnp.float32
-    wanted = [zhu_gupta(int(step), final, begin, end, initial, every) for step in steps]
-    np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)
-    assert np.all(got[:begin] == 0)
-    assert np.all(got[end:] == np.float32(final))
-    assert np.all(np.diff(got) >= 0)
-    assert got.max() <= np.float32(final)
+traced_erk = jax.jit(pruning.erk_masks)
 
 
-def test_cubic_rises_only_every_so_many_steps_and_at_the_end() -> None:
-    got = np.asarray(jax.vmap(pruning.cubic(0.9, begin=4, end=26, initial=0.1, every=6))(np.arange(40)))
-    assert (np.flatnonzero(np.diff(got)) + 1).tolist() == [4, 10, 16, 22, 26]
+@pytest.mark.parametrize('sparsity', [0.0, 0.125, 0.5, 0.84375, 0.953125, 1.0])
+def test_erk_masks_have_the_published_densities_and_the_exact_count(sparsity: float) -> None:
+    scores = {path: np.random.default_rng(0).permuted(np.arange(np.prod(s), dtype=np.float32)) for path, s in SIZES.items()}
+    scores = {path: score.reshape(SIZES[path]) for path, score in scores.items()}
+    masks = traced_erk(scores, sparsity)
+    total = sum(score.size for score in scores.values())
+    assert sum(mask.sum() for mask in masks.values()) == total - round(sparsity * total)
+    for (path, score), density in zip(scores.items(), evci_densities(list(SIZES.values()), sparsity), strict=True):
+        kept = int(masks[path].sum())
+        np.testing.assert_allclose(kept, density * score.size, atol=1)
+        np.testing.assert_array_equal(np.ravel(masks[path]), score.ravel() >= score.size - kept)
 
 
-@pytest.mark.parametrize(
-    'step', [7, np.int64(7), np.int32(7), np.array(7), jnp.int32(7), jnp.uint32(7)], ids=lambda s: type(s).__name__
-)
-def test_cubic_takes_any_integer_step(step) -> None:
-    np.testing.assert_allclose(pruning.cubic(0.8, begin=0, end=14)(step), 0.7, rtol=1e-6)
+def test_more_sparsity_never_leaves_an_array_more_with_erk_masks() -> None:
+    """At each of the 43 counts; the largest remainders would break this."""
+    scores = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros((5, 3)), 'c': jnp.zeros((4, 6))}
+    counts = jax.jit(jax.vmap(lambda s: jnp.stack([jnp.sum(mask) for mask in pruning.erk_masks(scores, s).values()])))
+    found = np.asarray(counts(jnp.arange(44, dtype=jnp.float32) / 43))
+    np.testing.assert_array_equal(found.sum(1), 43 - np.arange(44))
+    assert np.all(np.diff(found, axis=0) <= 0)
 
 
-@pytest.mark.parametrize(
-    'options, message',
-    [
-        ({'final': 1.1, 'begin': 0, 'end': 1}, 'need 0 <= initial <= final <= 1, got initial 0.0 and final 1.1'),
-        ({'final': 0.5, 'begin': 0, 'end': 1, 'initial': 0.6}, 'need 0 <= initial <= final <= 1'),
-        ({'final': 0.5, 'begin': 0, 'end': 1, 'initial': -0.1}, 'need 0 <= initial <= final <= 1'),
-        ({'final': float('nan'), 'begin': 0, 'end': 1}, 'need 0 <= initial <= final <= 1'),
-        ({'final': 0.5, 'begin': 5, 'end': 5}, 'end must come after begin, got begin 5 and end 5'),
-        ({'final': 0.5, 'begin': -1, 'end': 5}, 'end must come after begin'),
-        ({'final': 0.5, 'begin': 0, 'end': 5, 'every': 0}, 'every must be at least 1, got 0'),
-    ],
-)
-def test_cubic_rejects_what_cannot_be_scheduled(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        pruning.cubic(**options)
+def test_erk_masks_reject_a_sparsity_out_of_range() -> None:
+    with pytest.raises(ValueError, match='sparsity must be between 0 and 1, got 1\\.5'):
+        pruning.erk_masks({'a': jnp.ones(4)}, 1.5)
+
+
+def test_too_many_entries_to_count_are_an_error() -> None:
+    many = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+    with pytest.raises(ValueError, match=r'keep_largest: counts up to 2\*\*31 - 1 entries, got 2147483648'):
+        jax.eval_shape(lambda x: keep_largest([x], 1), many)
+
+
+PATTERNS = {'n_m': pruning.n_m_masks(2, 4), 'block': pruning.block_masks((4, 4))}
+EVERYWHERE = {'global': pruning.global_masks, 'erk': pruning.erk_masks, **PATTERNS}
+
+
+@pytest.mark.parametrize('masks', EVERYWHERE.values(), ids=EVERYWHERE.keys())
+def test_sharded_scores_are_not_gathered(masks) -> None:
+    """Devices exchange numbers, not arrays."""
+    mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
+    scores = jax.random.bernoulli(jax.random.key(0), shape=(64, 32)).astype(jnp.float32)
+    sharded = jax.device_put(scores, NamedSharding(mesh, PartitionSpec('x', 'y')))
+    function = jax.jit(lambda scores: masks({'kernel': scores}, 0.5)['kernel'])
+    program = function.lower(sharded).compile().as_text()
+    assert not re.search('all-gather|all-to-all|collective-permute|reduce-scatter', program)
+    for shapes in re.findall(r'= (.*?) all-reduce', program):
+        assert not re.search(r'\[\d', shapes), shapes
+    assert function(sharded).sharding.spec == PartitionSpec('x', 'y')
+    np.testing.assert_array_equal(function(sharded), function(scores))

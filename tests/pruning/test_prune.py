@@ -245,7 +245,7 @@ def test_one_update_is_that_of_the_inner_optimizer_but_for_the_pruned_weights(sp
 
 def test_scores_decide_who_goes() -> None:
     """Scores the other way round prune the largest; a pruned weight ranks last whatever its score."""
-    largest_first = lambda weights: {path: -jnp.abs(w) for path, w in weights.items()}  # noqa: E731
+    largest_first = lambda weights, gradients: {path: -jnp.abs(w) for path, w in weights.items()}  # noqa: E731
     params = {'kernel': jnp.array([[4.0, 3.0], [2.0, 1.0]])}
     optimizer = pruning.prune(optax.sgd(0.0), lambda t: (t + 1) / 4, scores=largest_first)
     state, left = optimizer.init(params), []

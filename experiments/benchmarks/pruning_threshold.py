@@ -1,0 +1,83 @@
+"""Time and memory of the global threshold of pruning, against a sort of the same scores.
+
+    python -m experiments.benchmarks.pruning_threshold
+
+Compares `pruning.global_masks` with `jnp.sort`, both under jit and in one process. The masks also rank ties, exactly; the
+sort is taken alone, without the masks that would follow. Memory is what XLA's plan needs besides arguments and results. Times
+are taken in turns, so that what else the machine does falls on both, and the median of the ratios is reported. Expect less
+than 0.5 on a CPU.
+"""
+
+import dataclasses
+import json
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from experiments import runs
+from kdjax import pruning
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes to measure."""
+
+    rows: int = 5000
+    """Rows of the array of weights."""
+    columns: int = 5000
+    """Columns of the array of weights."""
+    repeats: int = 5
+    """Timed calls of each, in turns, after one that is not timed."""
+
+
+SPARSITY = 0.5
+
+
+def main(config: Config) -> None:
+    """Measures and prints."""
+    runs.check_at_least_one(**dataclasses.asdict(config))
+    weights = {
+        'normal': jax.random.normal(jax.random.key(0), (config.rows, config.columns)),
+        'ties': jnp.round(4.0 * jax.random.normal(jax.random.key(1), (config.rows, config.columns))),
+    }
+    size, device = config.rows * config.columns, jax.devices()[0].device_kind
+    print(f'{size} weights, float32, {device}')
+
+    def ours(weights: jax.Array) -> jax.Array:
+        return pruning.global_masks(pruning.magnitude({'kernel': weights}), SPARSITY)['kernel']
+
+    def sort(weights: jax.Array) -> jax.Array:
+        return jnp.sort(jnp.abs(weights).ravel())
+
+    programs = [jax.jit(function).lower(weights['normal']).compile() for function in (ours, sort)]
+    memory = [program.memory_analysis().temp_size_in_bytes / 1e6 for program in programs]
+    summary = {'name': 'pruning_threshold', 'ours_mb': memory[0], 'sort_mb': memory[1]}
+    for name, array in weights.items():
+        pruned = size - int(jnp.sum(programs[0](array)))
+        if pruned != round(SPARSITY * size):
+            raise RuntimeError(f'{pruned} of {size} weights were pruned, not {round(SPARSITY * size)}')
+        times = _times(programs, array, config.repeats)
+        milliseconds = [statistics.median(taken) for taken in times]
+        ratio = statistics.median(one / other for one, other in zip(*times, strict=True))
+        print(f'{name:8} masks {milliseconds[0]:9.1f} ms, sort {milliseconds[1]:9.1f} ms, ratio {ratio:.3f}')
+        summary |= {f'{name}_ratio': ratio, f'{name}_ours_ms': milliseconds[0], f'{name}_sort_ms': milliseconds[1]}
+    print(json.dumps({**summary, **dataclasses.asdict(config), 'device': device, 'jax': jax.__version__}))
+
+
+def _times(programs: list[jax.stages.Compiled], array: jax.Array, repeats: int) -> list[list[float]]:
+    """Milliseconds of every program, in turns."""
+    for program in programs:
+        jax.block_until_ready(program(array))
+    times: list[list[float]] = [[] for _ in programs]
+    for _ in range(repeats):
+        for program, taken in zip(programs, times, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(program(array))
+            taken.append(1e3 * (time.perf_counter() - started))
+    return times
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)
