@@ -1,32 +1,34 @@
 """The student as a file: weights in safetensors, pruned ones without their zeros, quantized ones as integers.
 
 Every array is stored in whichever of two forms takes fewer bytes: as it is, or as one bit per element and the elements that are
-not zero. Nothing is lost either way, nothing is pickled, and a file says by itself how to read it:
+not zero. Integers of fewer than 8 bits take no more than those. Nothing is lost, nothing is pickled, and a file says by itself
+how to read it:
 
-| key            | what it holds                                                             |
-|----------------|---------------------------------------------------------------------------|
-| `PATH`         | an array                                                                  |
-| `PATH:scale`   | the scale of a `QuantizedArray`, whose int8 values are stored as `PATH`   |
-| `PATH:mask`    | bits, most significant first: which elements of `PATH` follow, the others being 0 |
+| key               | what it holds                                                                     |
+|-------------------|-----------------------------------------------------------------------------------|
+| `PATH`            | an array; of a `QuantizedArray`, its integers                                     |
+| `PATH:scale`      | the scale of a `QuantizedArray`                                                   |
+| `PATH:zero_point` | its zero point, if it has one                                                     |
+| `PATH:mask`       | bits, most significant first: which elements of `PATH` follow, the others being 0 |
 
-The shapes of the arrays stored with a mask stand in the file's metadata.
+As JSON, the metadata of the file hold `bits`, how many bits each array of integers of fewer than 8 takes, and `shapes`, those
+of these arrays and of the ones with a mask. Integers of fewer bits, in two's complement, stand one after the other, most
+significant bit first, so that a byte holds two of 4 bits.
 """
 
 import json
-import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from kdjax.export.runtime import WEIGHTS_FORMAT, read_arrays
 from kdjax.quantization import QuantizedArray
 
-_FORMAT = 'kdjax-weights-1'
 # What the file's header needs to describe one more array, about.
 _MASK_OVERHEAD = 128
 
@@ -42,7 +44,8 @@ def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
       The size of the file in bytes.
 
     Raises:
-      ValueError: the tree holds something else than dictionaries with plain names and arrays.
+      ValueError: the tree holds something else than dictionaries with plain names and arrays, or a `QuantizedArray` holds
+        integers that its bits do not.
 
     >>> import tempfile, numpy as np
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -52,25 +55,22 @@ def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
     """
     arrays: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
+    bits: dict[str, int] = {}
     for name, leaf in _flatten(variables):
-        if isinstance(leaf, QuantizedArray):
-            arrays[f'{name}:scale'] = np.asarray(jax.device_get(leaf.scale))
-            leaf = leaf.values
-        array = np.asarray(jax.device_get(leaf))
-        array = np.asarray(array, order='C')  # ascontiguousarray would give an array of no axes one
-        # By its bytes, for -0.0 is not nothing.
-        nonzero = array.reshape(-1).view(np.uint8).reshape(array.size, -1).any(axis=1) if array.size else np.zeros(0, bool)
-        packed = -(-array.size // 8) + np.count_nonzero(nonzero) * array.itemsize
-        if packed + _MASK_OVERHEAD < array.nbytes:
-            arrays[f'{name}:mask'] = np.packbits(nonzero)
-            shapes[name] = list(array.shape)
-            array = array.reshape(-1)[nonzero]
-        arrays[name] = array
-    metadata = {'format': _FORMAT} | ({'shapes': json.dumps(shapes, separators=(',', ':'))} if shapes else {})
+        if isinstance(leaf, QuantizedArray) and leaf.bits < 8:
+            bits[name] = leaf.bits
+        for keys, array in jax.tree_util.tree_leaves_with_path(leaf):
+            key = name + weight_name(keys)
+            array = np.asarray(jax.device_get(array), order='C')  # ascontiguousarray would give an array of no axes one
+            stored = _stored(key, array, bits.get(key))
+            arrays |= stored
+            if key in bits or f'{key}:mask' in stored:
+                shapes[key] = list(array.shape)
+    notes = {name: json.dumps(note, separators=(',', ':')) for name, note in (('shapes', shapes), ('bits', bits)) if note}
     path = pathlib.Path(path)
     partial = path.with_name(path.name + '.partial')
     try:
-        safetensors.numpy.save_file(arrays, partial, metadata=metadata)
+        safetensors.numpy.save_file(arrays, partial, metadata={'format': WEIGHTS_FORMAT, **notes})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -87,24 +87,13 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
       FileNotFoundError: there is no such file.
       ValueError: the file is damaged, or is not one of kdjax's.
     """
-    try:
-        with safetensors.safe_open(path, framework='numpy') as file:
-            metadata = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is not a dictionary)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f'{path} is damaged or no safetensors file: {error}') from error
-    if metadata.get('format') != _FORMAT:
-        raise ValueError(f'{path} was not written by kdjax.export: its format is {metadata.get("format")!r}')
-    shapes = json.loads(metadata.get('shapes', '{}'))
-    if set(shapes) != {key.removesuffix(':mask') for key in arrays if key.endswith(':mask')}:
-        raise ValueError(f'{path} is damaged: its masks and its shapes are not of the same arrays')
+    arrays, bits = read_arrays(path)
     variables: dict[str, Any] = {}
-    for key, array in arrays.items():
+    for key, leaf in arrays.items():
         if ':' in key:
             continue
-        if key in shapes:
-            array = _unpack(path, key, array, arrays.get(f'{key}:mask'), shapes[key])
-        leaf = QuantizedArray(array, arrays[f'{key}:scale']) if f'{key}:scale' in arrays else array
+        if f'{key}:scale' in arrays:
+            leaf = QuantizedArray(leaf, arrays[f'{key}:scale'], arrays.get(f'{key}:zero_point'), bits.get(key, 8))
         *folders, name = key.split('/')
         node = variables
         for folder in folders:
@@ -113,21 +102,49 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
     return variables
 
 
-def _unpack(path: Any, key: str, values: np.ndarray, bits: np.ndarray | None, shape: list[int]) -> np.ndarray:
-    if not isinstance(shape, list) or not all(isinstance(length, int) and length >= 0 for length in shape):
-        raise ValueError(f'{path} is damaged: {key} has the shape {shape}')
-    size = math.prod(shape)
-    if bits is not None and bits.size != -(-size // 8):
-        raise ValueError(f'{path} is damaged: the mask of {key} does not fit its shape')
-    kept = np.zeros(0, bool) if bits is None else np.unpackbits(bits, count=size).astype(bool)
-    if kept.size != size or np.count_nonzero(kept) != values.size:
-        raise ValueError(f'{path} is damaged: the mask of {key} does not fit its values')
-    array = np.zeros(size, values.dtype)
-    array[kept] = values
-    return array.reshape(shape)
+def check_storable(variables: Mapping[str, Any]) -> None:
+    """Checks what `save_weights` checks of the tree.
+
+    Raises:
+      ValueError: it holds something else than dictionaries with plain names and arrays.
+    """
+    for _ in _flatten(variables):
+        pass
 
 
-def _flatten(node: Any, prefix: str = '') -> Any:
+def weight_name(keys: tuple[Any, ...]) -> str:
+    """The name under which an array is stored, from its key path in the tree.
+
+    >>> import numpy as np
+    >>> tree = {'head': {'kernel': QuantizedArray(np.ones((2, 3), np.int8), np.ones((1, 3), np.float32))}}
+    >>> [weight_name(keys) for keys, array in jax.tree_util.tree_leaves_with_path(tree)]
+    ['head/kernel', 'head/kernel:scale']
+    """
+    path = '/'.join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))
+    parts = [key.name for key in keys if isinstance(key, jax.tree_util.GetAttrKey) and key.name != 'values']
+    return ':'.join([path, *parts])
+
+
+def _stored(key: str, array: np.ndarray, bits: int | None) -> dict[str, np.ndarray]:
+    """The array, or its mask and what it leaves; `bits` are those that its integers need, if they are fewer than 8."""
+    # By its bytes, for -0.0 is not nothing.
+    nonzero = array.reshape(-1).view(np.uint8).reshape(array.size, -1).any(axis=1) if array.size else np.zeros(0, bool)
+    width = bits or 8 * array.itemsize
+    mask = {}
+    if array.size + np.count_nonzero(nonzero) * width + 8 * _MASK_OVERHEAD < array.size * width:
+        mask[f'{key}:mask'] = np.packbits(nonzero)
+        array = array.reshape(-1)[nonzero]
+    return {key: array if bits is None else _pack_bits(key, array, bits), **mask}
+
+
+def _pack_bits(name: str, integers: np.ndarray, bits: int) -> np.ndarray:
+    if integers.dtype != np.int8 or np.any(integers < -(2 ** (bits - 1))) or np.any(integers >= 2 ** (bits - 1)):
+        raise ValueError(f'save_weights: {name} holds integers that need more than its {bits} bits: quantize it again')
+    digits = np.unpackbits(integers.reshape(-1, 1).view(np.uint8), axis=1)
+    return np.packbits(digits[:, 8 - bits :])
+
+
+def _flatten(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     if isinstance(node, Mapping):
         for name, child in node.items():
             if not isinstance(name, str) or not name or '/' in name or ':' in name:

@@ -78,6 +78,44 @@ def test_quantized_arrays_come_back_with_their_scales(share: float, tmp_path: pa
     np.testing.assert_array_equal(back, tree['params']['conv']['kernel'].dequantize())
 
 
+@pytest.mark.parametrize('share', [0.0, 0.75, 1.0])
+@pytest.mark.parametrize('bits', [2, 3, 4, 5, 7, 8])
+def test_integers_of_every_width_come_back(bits: int, share: float, tmp_path: pathlib.Path) -> None:
+    """All of them from the smallest to the largest, in numbers that do not fill their last byte; and with zero points."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    values = np.resize(np.arange(low, high + 1), (7, 59)).astype(np.int8)
+    values[sparse(values.shape, share) == 0] = 0
+    scale, zero_point = np.full((7, 1), 0.5, np.float32), np.full((7, 1), high, np.int8)
+    symmetric, affine = QuantizedArray(values, scale, bits=bits), QuantizedArray(values, scale, zero_point, bits=bits)
+    one = QuantizedArray(values[:1, :1], scale[:1], bits=bits)
+    assert_round_trip({'params': {'symmetric': symmetric, 'affine': affine, 'one': one}}, tmp_path)
+
+
+def test_integers_with_a_scale_for_every_group_come_back(tmp_path: pathlib.Path) -> None:
+    x = jnp.asarray(sparse((64, 6), 0.0))
+    tree = quantize_weights({'kernel': x}, bits=4, group_size=32, group_axis=0)
+    loaded = assert_round_trip(tree, tmp_path)
+    np.testing.assert_array_equal(loaded['kernel'].dequantize(), tree['kernel'].dequantize())
+
+
+def test_two_integers_of_4_bits_stand_in_a_byte(tmp_path: pathlib.Path) -> None:
+    values = np.array([[1, -1, 7], [-8, 0, 3]], np.int8)
+    file = tmp_path / 'weights.safetensors'
+    save_weights(file, {'kernel': QuantizedArray(values, np.ones((1, 3), np.float32), bits=4)})
+    with safetensors.safe_open(file, framework='numpy') as opened:
+        np.testing.assert_array_equal(opened.get_tensor('kernel'), [0x1F, 0x78, 0x03])
+        assert json.loads(opened.metadata()['bits']) == {'kernel': 4}
+        assert json.loads(opened.metadata()['shapes']) == {'kernel': [2, 3]}
+
+
+@pytest.mark.parametrize('value', [-9, 8, 100])
+def test_integers_that_need_more_bits_than_they_say_are_errors(value: int, tmp_path: pathlib.Path) -> None:
+    array = QuantizedArray(np.array([0, value], np.int8), np.ones(1, np.float32), bits=4)
+    with pytest.raises(ValueError, match='save_weights: kernel holds integers that need more than its 4 bits'):
+        save_weights(tmp_path / 'a', {'kernel': array})
+    assert not list(tmp_path.iterdir())
+
+
 def test_empty_arrays_and_deep_names_come_back(tmp_path: pathlib.Path) -> None:
     tree = {'params': {'a b': {'0': {'ä.x-y_z': np.ones((2, 3), np.float32)}}, 'empty': np.zeros((0, 3), np.float32)}}
     assert_round_trip(tree, tmp_path)
@@ -228,6 +266,18 @@ def test_a_damaged_name_of_a_sparse_array_is_an_error(tmp_path: pathlib.Path) ->
     file = tmp_path / 'weights.safetensors'
     save_weights(file, example())
     file.write_bytes(file.read_bytes().replace(rb'{\"params/kernel\":', rb'{\"params/kernal\":', 1))
+    with pytest.raises(ValueError, match='damaged'):
+        load_weights(file)
+
+
+@pytest.mark.parametrize('bits', [b'{"kernel":3}', b'{"kernal":4}', b'{"kernel":9}', b'["kernel:4"]'])
+def test_damaged_bits_are_an_error(bits: bytes, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / 'weights.safetensors'
+    save_weights(file, {'kernel': QuantizedArray(np.ones((3, 5), np.int8), np.ones(1, np.float32), bits=4)})
+    old, new = (text.replace(b'"', b'\\"') for text in (b'{"kernel":4}', bits))
+    whole = file.read_bytes()
+    assert whole.count(old) == 1
+    file.write_bytes(whole.replace(old, new))
     with pytest.raises(ValueError, match='damaged'):
         load_weights(file)
 

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdjax import networks, paths
+from kdjax import paths
 from kdjax.quantization import (
     QuantizedArray,
     dequantize,
-    dequantize_weights,
-    fake_quantize,
     integer_range,
     quantize,
-    quantize_weights,
     symmetric_scale,
 )
+from kdjax.quantization.arrays import fake_quantize
 
 checked = settings(derandomize=True, deadline=None, max_examples=25)
 SHAPE = (3, 4)
@@ -122,44 +119,6 @@ def test_fewer_bits_have_fewer_levels_and_the_largest_magnitude_is_the_last(bits
     np.testing.assert_allclose(scale, [3 / levels], rtol=1e-6)
     assert q[0] == -levels
     assert q[-1] == levels
-
-
-# Scales.
-
-
-some_zero = st.one_of(st.just(0.0), st.floats(2.0**-100, 2.0**100, width=32), st.floats(-(2.0**100), -(2.0**-100), width=32))
-
-
-@checked
-@given(arrays(np.float32, (2, 3, 4), elements=some_zero), st.sampled_from([None, 0, 1, 2, -1, -3]))
-def test_symmetric_scale_is_the_largest_magnitude_of_the_channel(x: np.ndarray, axis: int | None) -> None:
-    scale = symmetric_scale(x, channel_axis=axis)
-    others = tuple(i for i in range(3) if axis is None or i != axis % 3)
-    largest = np.abs(x).max(others, keepdims=True)
-    assert scale.dtype == jnp.float32
-    assert scale.shape == largest.shape
-    np.testing.assert_allclose(scale, np.where(largest > 0, largest / 127, 1), rtol=1e-6)
-
-
-@checked
-@given(arrays(np.float32, SHAPE, elements=st.floats(-1e3, 1e3, width=32)))
-def test_per_channel_each_column_is_quantized_as_if_alone(x: np.ndarray) -> None:
-    scale = symmetric_scale(x, channel_axis=-1)
-    q = quantize(x, scale)
-    for j in range(SHAPE[1]):
-        np.testing.assert_array_equal(q[:, j], quantized_by_numpy(x[:, j], scale[0, j], None))
-    error = np.abs(np.asarray(dequantize(q, scale)) - x)
-    assert np.all(error <= np.asarray(scale) / 2 * (1 + 1e-5))
-
-
-def test_channel_of_zeros_has_scale_one_and_stays_zero() -> None:
-    x = jnp.array([[0.0, 5.0], [0.0, -1.0]])
-    scale = symmetric_scale(x, channel_axis=1)
-    assert scale[0, 0] == 1
-    np.testing.assert_array_equal(dequantize(quantize(x, scale), scale)[:, 0], 0)
-    np.testing.assert_array_equal(symmetric_scale(jnp.zeros((2, 2))), [[1]])
-    np.testing.assert_array_equal(symmetric_scale(jnp.zeros((0, 2)), channel_axis=1), [[1, 1]])
-    assert symmetric_scale(jnp.float32(-2.54)).shape == ()
 
 
 # Fake quantization.
@@ -263,55 +222,129 @@ def test_integers_are_an_error(x: jax.Array) -> None:
         symmetric_scale(x)
 
 
-# Trees of weights.
+@pytest.mark.parametrize('shape', [(1, 3), (5, 4), (2, 1), (1, 1, 4), (5,)], ids=str)
+def test_scales_that_do_not_fit_are_an_error(shape: tuple[int, ...]) -> None:
+    x, misfit = jnp.ones(SHAPE), jnp.ones(shape)
+    for name, call in (('quantize', quantize), ('fake_quantize', fake_quantize), ('dequantize', dequantize)):
+        with pytest.raises(
+            ValueError, match=rf'{name}: a scale or zero point of shape .* does not fit an array of shape \(3, 4\)'
+        ):
+            call(x, misfit)
+        with pytest.raises(ValueError, match=f'{name}: a scale or zero point of shape'):
+            call(x, 1.0, misfit)
+
+
+# Ranges of integers, groups, extremes.
+
+
+@pytest.mark.parametrize('bits', ALL_BITS)
+@pytest.mark.parametrize('asymmetric', [False, True])
+def test_narrow_overrides_the_range_that_the_zero_point_implies(bits: int, asymmetric: bool) -> None:
+    x = jnp.linspace(-300, 300, 1201)
+    zero_point = 0 if asymmetric else None
+    narrow = np.asarray(quantize(x, 1.0, zero_point, bits=bits, narrow=True))
+    full = np.asarray(quantize(x, 1.0, zero_point, bits=bits, narrow=False))
+    largest = 2 ** (bits - 1) - 1
+    np.testing.assert_array_equal(np.unique(narrow), np.arange(-largest, largest + 1))
+    np.testing.assert_array_equal(np.unique(full), np.arange(-largest - 1, largest + 1))
+    np.testing.assert_array_equal(narrow, np.maximum(full, -largest))
+    np.testing.assert_array_equal(fake_quantize(x, 1.0, zero_point, bits=bits, narrow=False), full)
+    slope = jax.grad(lambda x: fake_quantize(x, 1.0, zero_point, bits=bits, narrow=False).sum())(x)
+    np.testing.assert_array_equal(slope, (np.rint(x) >= -largest - 1) & (np.rint(x) <= largest))
+
+
+@checked
+@given(
+    arrays(np.float32, (4, 6), elements=st.floats(-300, 300, width=32)),
+    arrays(np.float32, (2, 3), elements=st.floats(0.125, 2, width=32)),
+    arrays(np.int8, (2, 3), elements=st.integers(-8, 7)),
+    st.booleans(),
+)
+def test_every_group_is_quantized_as_if_alone(x: np.ndarray, scale: np.ndarray, zero: np.ndarray, asymmetric: bool) -> None:
+    """Groups of 2 by 2, without and with zero points, and the gradient of the same groups."""
+    zero_point = zero if asymmetric else None
+    array = QuantizedArray(quantize(x, scale, zero_point, bits=4), scale, zero_point, bits=4)
+    numbers, (y, slope) = array.dequantize(), grouped_value_and_slope()(x, scale, zero, asymmetric)
+    assert array.shape == numbers.shape
+    assert array.dtype == numbers.dtype
+    for i, j in np.ndindex(2, 3):
+        block = np.s_[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        offset = int(zero[i, j]) if asymmetric else None
+        q = quantized_by_numpy(x[block], scale[i, j], offset, bits=4)
+        np.testing.assert_array_equal(array.values[block], q)
+        np.testing.assert_array_equal(numbers[block], dequantized_by_numpy(q, scale[i, j], offset))
+        levels = np.rint(x[block] / scale[i, j]) + np.float32(offset or 0)
+        np.testing.assert_array_equal(slope[block], (levels >= limits(4, offset)[0]) & (levels <= limits(4, offset)[1]))
+    np.testing.assert_array_equal(y, numbers)
 
 
 @functools.cache
-def linen_params() -> dict:
-    module = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, lambda x: x.reshape(x.shape[0], -1), nn.Dense(5)])
-    inputs, rng = jax.ShapeDtypeStruct((2, 4, 4, 2), jnp.float32), np.random.default_rng(0)
-    shapes = jax.eval_shape(networks.from_linen(module).init, jax.random.key(0), inputs)['params']
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+def grouped_value_and_slope():
+    @functools.partial(jax.jit, static_argnums=3)
+    def call(x: jax.Array, scale: jax.Array, zero: jax.Array, asymmetric: bool) -> tuple[jax.Array, jax.Array]:
+        y, pull = jax.vjp(lambda x: fake_quantize(x, scale, zero if asymmetric else None, bits=4), x)
+        return y, pull(jnp.ones_like(y))[0]
+
+    return call
 
 
-def test_kernels_become_integers_with_a_scale_per_output_channel_and_biases_stay() -> None:
-    params = linen_params()
-    tree = quantize_weights(params)
-    assert sorted(tree) == sorted(params)
-    for layer, weights in tree.items():
-        kernel, original = weights['kernel'], np.asarray(params[layer]['kernel'])
-        assert weights['bias'] is params[layer]['bias']
-        assert isinstance(kernel, QuantizedArray)
-        assert kernel.values.dtype == jnp.int8
-        assert kernel.values.shape == original.shape
-        assert kernel.scale.shape == (1,) * (original.ndim - 1) + original.shape[-1:]
-        # Every channel uses its whole range, and no weight is off by more than half a step of its channel.
-        magnitudes = np.abs(np.asarray(kernel.values, int)).reshape(-1, original.shape[-1])
-        np.testing.assert_array_equal(magnitudes.max(0), 127)
-        error = np.abs(np.asarray(kernel.dequantize()) - original)
-        assert np.all(error <= np.asarray(kernel.scale) / 2 * (1 + 1e-5))
+@pytest.mark.parametrize('zero_point', [None, -8, 3])
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_fake_quantize_is_monotone_and_idempotent_and_takes_few_values(bits: int, zero_point: int | None) -> None:
+    zero_point = None if zero_point is None else max(zero_point, -(2 ** (bits - 1)))
+    x = jnp.asarray(np.sort(np.random.default_rng(bits).normal(scale=40, size=4096)), jnp.float32)
+    y = np.asarray(fake_quantize(x, 0.3, zero_point, bits=bits))
+    assert np.all(np.diff(y) >= 0)
+    np.testing.assert_array_equal(fake_quantize(y, 0.3, zero_point, bits=bits), y)
+    assert len(np.unique(y)) == 2**bits - (zero_point is None)
 
 
-def test_dequantized_weights_are_a_tree_of_arrays_like_the_original() -> None:
-    params = linen_params()
-    back = dequantize_weights(quantize_weights(params))
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    assert {leaf.dtype for leaf in jax.tree.leaves(back)} == {jnp.dtype('float32')}
-    # Quantizing what lies on the grid changes nothing any more.
-    again = dequantize_weights(quantize_weights(back))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=0), again, back)
+@pytest.mark.parametrize('zero_point', [None, -128])
+@pytest.mark.parametrize('scale', [0.0, 1e-45, 1e-40, 2.0**-127, 2.0**-126])
+def test_scales_too_small_for_the_hardware_give_numbers(scale: float, zero_point: int | None) -> None:
+    """Some processors take them for zero, and 0 / 0 is NaN."""
+    x = jnp.array([-jnp.inf, -1.0, -1e-40, 0.0, 1e-40, 1.0, jnp.inf])
+    q = quantize(x, scale, zero_point)
+    assert np.all(np.asarray(q[jnp.array([3])]) == (zero_point or 0))
+    y, slope = jax.value_and_grad(lambda x: fake_quantize(x, scale, zero_point).sum())(x)
+    assert np.isfinite(y)
+    assert np.all(np.isfinite(slope))
+    np.testing.assert_array_equal(fake_quantize(x, scale, zero_point), dequantize(q, scale, zero_point))
+    assert np.all(np.abs(dequantize(q, scale, zero_point)) < 1e-30)
 
 
-def test_quantized_trees_go_through_jit_and_pruned_weights_stay_zero() -> None:
-    params = {'kernel': jnp.array([[1.0, 0.0], [0.0, -3.0]], jnp.bfloat16)}
-    back = jax.jit(lambda params: dequantize_weights(quantize_weights(params)))(params)
-    np.testing.assert_array_equal(back['kernel'] == 0, params['kernel'] == 0)
-    np.testing.assert_allclose(back['kernel'], [[1, 0], [0, -3]], rtol=1e-6)
+def test_infinity_is_clipped_to_the_ends_and_has_no_gradient() -> None:
+    x = jnp.array([-jnp.inf, jnp.inf, 1.0])
+    for zero_point, ends in ((None, [-63.5, 63.5]), (28, [-78.0, 49.5])):
+        np.testing.assert_array_equal(fake_quantize(x, 0.5, zero_point), [*ends, 1.0])
+        slope = jax.grad(lambda x, zero_point=zero_point: fake_quantize(x, 0.5, zero_point).sum())(x)
+        np.testing.assert_array_equal(slope, [0, 0, 1])
 
 
-def test_leaves_choose_what_is_quantized_and_nothing_chosen_is_an_error() -> None:
-    tree = quantize_weights(linen_params(), leaves='layers_3/*')
-    quantized = {path for path, leaf in paths.leaves_with_paths(tree).items() if 'values' in path}
-    assert quantized == {'layers_3/kernel/values', 'layers_3/bias/values'}
-    with pytest.raises(ValueError, match='matches no path; there are: layers_0/bias, layers_0/kernel'):
-        quantize_weights(linen_params(), leaves='head/*')
+def test_quantized_arrays_are_pytrees_that_keep_their_number_of_bits() -> None:
+    scale, zero_point = jnp.array([[0.5], [2.0]]), jnp.array([[1], [-1]], jnp.int8)
+    array = QuantizedArray(jnp.array([[1, 3], [0, 7]], jnp.int8), scale, zero_point, bits=4)
+    back = jax.jit(lambda array: jax.tree.map(lambda leaf: leaf + leaf.dtype.type(0), array))(array)
+    assert back.bits == 4
+    np.testing.assert_array_equal(back.dequantize(), [[0, 1], [2, 16]])
+    assert list(paths.leaves_with_paths({'a': array})) == ['a/values', 'a/scale', 'a/zero_point']
+    assert len(jax.tree.leaves(array)) == 3
+    assert len(jax.tree.leaves(QuantizedArray(array.values, scale))) == 2
+    assert (array.shape, array.ndim, array.dtype) == ((2, 2), 2, jnp.float32)
+    stacked = jax.vmap(lambda array: array.dequantize())(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), array))
+    np.testing.assert_array_equal(stacked, jnp.stack([array.dequantize()] * 2))
+
+
+def test_sharded_arrays_are_quantized_like_whole_ones() -> None:
+    """Groups of 4 along the axis that eight devices divide."""
+    mesh = jax.make_mesh((8,), ('model',), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 3)), jnp.float32)
+    scale = jnp.asarray(np.random.default_rng(1).uniform(0.1, 0.5, (16, 3)), jnp.float32)
+
+    @jax.jit
+    def both(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return quantize(x, scale, bits=4), jax.grad(lambda x: jnp.sum(fake_quantize(x, scale, bits=4) ** 2))(x)
+
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('model'))
+    sharded = both(jax.device_put(x, sharding), jax.device_put(scale, sharding))
+    jax.tree.map(np.testing.assert_array_equal, sharded, both(x, scale))

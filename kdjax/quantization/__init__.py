@@ -1,0 +1,29 @@
+"""Quantization: integer arithmetic of arrays, the ranges and scales it needs, and trees of weights as integers."""
+
+from kdjax.quantization.arrays import QuantizedArray as QuantizedArray
+from kdjax.quantization.arrays import dequantize as dequantize
+from kdjax.quantization.arrays import integer_range as integer_range
+from kdjax.quantization.arrays import quantize as quantize
+from kdjax.quantization.calibration import Range as Range
+from kdjax.quantization.calibration import absmax_range as absmax_range
+from kdjax.quantization.calibration import average_range as average_range
+from kdjax.quantization.calibration import minmax_range as minmax_range
+from kdjax.quantization.calibration import moving_average_range as moving_average_range
+from kdjax.quantization.calibration import mse_range as mse_range
+from kdjax.quantization.calibration import percentile_range as percentile_range
+from kdjax.quantization.calibration import union_range as union_range
+from kdjax.quantization.integer import integer as integer
+from kdjax.quantization.integer import integer_variables as integer_variables
+from kdjax.quantization.learned import initial_step as initial_step
+from kdjax.quantization.learned import learned_step as learned_step
+from kdjax.quantization.networks import calibrate as calibrate
+from kdjax.quantization.networks import fake_quantize as fake_quantize
+from kdjax.quantization.rules import Rule as Rule
+from kdjax.quantization.rules import Rules as Rules
+from kdjax.quantization.scales import affine_scale as affine_scale
+from kdjax.quantization.scales import shared_scale as shared_scale
+from kdjax.quantization.scales import symmetric_scale as symmetric_scale
+from kdjax.quantization.scales import symmetric_scale_of_range as symmetric_scale_of_range
+from kdjax.quantization.weights import cast_weights as cast_weights
+from kdjax.quantization.weights import dequantize_weights as dequantize_weights
+from kdjax.quantization.weights import quantize_weights as quantize_weights
