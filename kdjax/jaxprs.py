@@ -208,7 +208,7 @@ def _call(
 def _scan(
     equation: Any, program: Program, operands: list[Any], multiply: Multiply, states: Mapping[str, Any], unpack: Any
 ) -> tuple[list[Any], dict[str, Any]]:
-    constants, carries = _scan_counts(equation)
+    constants, carries = scan_counts(equation)
     length = equation.params['length']
     own = {product.name: states[product.name] for product in products(program) if product.name in states}
     # A packed value whose parts do not all run along the scan cannot be sliced.
@@ -246,6 +246,12 @@ def inner_jaxprs(equation: Any) -> list[Any]:
     return [leaf for leaf in leaves if _is_jaxpr(leaf)]
 
 
+def without_products(jaxpr: Any) -> Program:
+    """A jaxpr as a program, to be walked only: whatever products it holds count as any other equation."""
+    jaxpr, constants = open_jaxpr(jaxpr)
+    return Program(jaxpr, constants, (None,) * len(jaxpr.eqns))
+
+
 def called(equation: Any) -> Any | None:
     """The jaxpr that an equation calls on its own operands and once, or None."""
     return inner_jaxprs(equation)[0] if equation.primitive.name in _CALLS else None
@@ -260,7 +266,7 @@ def _is_jaxpr(value: Any) -> bool:
     return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
 
 
-def _scan_counts(equation: Any) -> tuple[int, int]:
+def scan_counts(equation: Any) -> tuple[int, int]:
     """How many operands of a scan are constants, and how many are carried: those without an axis more than in its body."""
     body, _ = open_jaxpr(equation.params['jaxpr'])
     same = lambda outer, inner: [a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True)].count(True)  # noqa: E731
@@ -304,7 +310,7 @@ def _analyse(
 def _analyse_scan(
     equation: Any, operands: list[Origin], names: collections.Counter, length: tuple[int, ...]
 ) -> tuple[Program, list[Origin]]:
-    constants, carries = _scan_counts(equation)
+    constants, carries = scan_counts(equation)
     body, length = equation.params['jaxpr'], (*length, equation.params['length'])
     # What is carried comes from what it was before; three values of `inputs` and `path` settle in as many rounds at most.
     while True:

@@ -5,6 +5,8 @@
   `erk_masks`, in a pattern with `n_m_masks` and `block_masks`.
 - Schedules say how many go at which step: a number, `one_shot`, `cubic`, `iterative`.
 - `prune` joins them around any optimizer; `rewinding` around it goes back to early weights.
+- `channel_groups` finds what belongs to one channel, and `remove_channels` cuts it out: the network becomes smaller and faster.
+  `factorize` makes two thin products of one large one.
 
 A score per filter prunes whole filters: masks have the scores' shape and broadcast to the weights.
 
@@ -16,6 +18,11 @@ A score per filter prunes whole filters: masks have the scores' shape and broadc
 >>> filters = pruning.prune(optax.adamw(1e-3), sparsity, scores=pruning.filter_norms(), masks=pruning.layer_masks)
 """
 
+from kdjax.pruning.channels import ChannelGroup as ChannelGroup
+from kdjax.pruning.channels import ChannelGroups as ChannelGroups
+from kdjax.pruning.channels import channel_groups as channel_groups
+from kdjax.pruning.channels import remove_channels as remove_channels
+from kdjax.pruning.low_rank import factorize as factorize
 from kdjax.pruning.masks import MaskFunction as MaskFunction
 from kdjax.pruning.masks import Masks as Masks
 from kdjax.pruning.masks import erk_masks as erk_masks
