@@ -12,12 +12,16 @@ from kdjax.quantization.calibration import moving_average_range as moving_averag
 from kdjax.quantization.calibration import mse_range as mse_range
 from kdjax.quantization.calibration import percentile_range as percentile_range
 from kdjax.quantization.calibration import union_range as union_range
+from kdjax.quantization.folding import fold_batch_norm as fold_batch_norm
 from kdjax.quantization.integer import integer as integer
 from kdjax.quantization.integer import integer_variables as integer_variables
 from kdjax.quantization.learned import initial_step as initial_step
 from kdjax.quantization.learned import learned_step as learned_step
 from kdjax.quantization.networks import calibrate as calibrate
 from kdjax.quantization.networks import fake_quantize as fake_quantize
+from kdjax.quantization.report import Site as Site
+from kdjax.quantization.report import report as report
+from kdjax.quantization.report import table as table
 from kdjax.quantization.rules import Rule as Rule
 from kdjax.quantization.rules import Rules as Rules
 from kdjax.quantization.scales import affine_scale as affine_scale

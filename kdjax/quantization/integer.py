@@ -1,7 +1,7 @@
 """The quantized network in integer arithmetic: int8 operands, int32 sums, and the weights stored as the integers they are."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,8 @@ def integer(network: Network, rules: Rules) -> Network:
 def integer_variables(network: Network, rules: Rules, variables: Mapping[str, Any], inputs: Any) -> dict[str, Any]:
     """The variables of a quantized network with the weights as `QuantizedArray`s, on the grids that the rules give them.
 
-    Weights stay in floating point where no rule quantizes them, where the network changes them before it multiplies, and where
-    it multiplies them in several ways that need different grids.
+    Weights stay in floating point where no rule quantizes them, where the network changes them before it multiplies or uses
+    them for anything else, as embeddings are, and where it multiplies them in several ways that need different grids.
 
     Args:
       network: in floating point.
@@ -65,7 +65,13 @@ def integer_variables(network: Network, rules: Rules, variables: Mapping[str, An
     Raises:
       ValueError: the rules do not fit the network.
     """
-    found: dict[str, set[tuple[tuple[int, ...] | None, int | None]]] = {}
+    found: dict[str, set[_Way]] = {}
+
+    def unmark(value: Any) -> Any:
+        # For what is no product.
+        if isinstance(value, _Marked):
+            found.setdefault(value.path, set()).add(_Way())
+        return _unmark(value)
 
     def observe(params: Any, inputs: Any) -> Any:
         marked = paths.map_with_paths(lambda path, leaf: _Marked(leaf, path) if leaf.ndim >= 2 else leaf, params)
@@ -81,11 +87,13 @@ def integer_variables(network: Network, rules: Rules, variables: Mapping[str, An
                 rule = chosen.get(product.name, Rule(weights=None))
                 channels = (*range(depth), *(axis + depth for axis in product.kept(product.weights)))
                 channels = channels if rule.per_channel else tuple(range(depth))
-                found.setdefault(weights.path, set()).add((channels, rule.weights))
-            return product(*map(_unmark, operands)), None
+                way = _Way(rule.weights, channels, product.operands[product.weights].dtype)
+                found.setdefault(weights.path, set()).add(way)
+            numbers = [_unmark(x).astype(like.dtype) for x, like in zip(operands, product.operands, strict=True)]
+            return product(*numbers), None
 
         leaves = jax.tree.leaves((arguments, inputs), is_leaf=lambda leaf: isinstance(leaf, _Marked))
-        return jaxprs.evaluate(program, leaves, multiply, {}, _unmark)[0]
+        return jaxprs.evaluate(program, leaves, multiply, {}, unmark)[0]
 
     params = jax.tree.map(unpack, variables['params'], is_leaf=_is_quantized)
     sizes = {path: leaf.ndim for path, leaf in paths.leaves_with_paths(params).items()}
@@ -93,11 +101,11 @@ def integer_variables(network: Network, rules: Rules, variables: Mapping[str, An
 
     def convert(path: str, leaf: jax.Array) -> Any:
         ways = found.get(path, set())
-        channels, bits = next(iter(ways)) if len(ways) == 1 else (None, None)
-        if bits is None:
+        way = next(iter(ways)) if len(ways) == 1 else _Way()
+        if way.bits is None:
             return leaf
-        scale = symmetric_scale(leaf, channel_axis=channels or None, bits=bits)
-        return QuantizedArray(quantize(leaf, scale, bits=bits), scale, bits=bits)
+        scale = symmetric_scale(leaf.astype(way.dtype), channel_axis=way.channels, bits=way.bits)
+        return QuantizedArray(quantize(leaf.astype(way.dtype), scale, bits=way.bits), scale, bits=way.bits)
 
     return {**variables, 'params': paths.map_with_paths(convert, params)}
 
@@ -109,7 +117,7 @@ def integer_product(rule: Rule, product: Product, operands: Sequence[Any], range
         if i == product.weights and _fits(rule, product, operand):
             quantized.append(operand)
             continue
-        operand = unpack(operand)
+        operand = unpack(operand).astype(product.operands[i].dtype)
         grid = weight_grid(rule, product, operand) if i == product.weights else activation_grid(rule, range_)
         if grid is None:
             return fake_product(rule, product, operands, ranges)
@@ -178,6 +186,14 @@ def _fits(rule: Rule, product: Product, weights: Any) -> bool:
 
 def _is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, QuantizedArray)
+
+
+class _Way(NamedTuple):
+    """How weights are used: the bits, channels and type of a product that is quantized, or none of these."""
+
+    bits: int | None = None
+    channels: tuple[int, ...] = ()
+    dtype: Any = None
 
 
 @jax.tree_util.register_pytree_node_class

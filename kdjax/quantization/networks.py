@@ -18,7 +18,7 @@ from kdjax.jaxprs import Product
 from kdjax.networks import Network, Outputs
 from kdjax.quantization import arrays
 from kdjax.quantization.arrays import QuantizedArray
-from kdjax.quantization.calibration import Range, minmax_range, union_range
+from kdjax.quantization.calibration import Range, minmax_range, moving_average_range, union_range
 from kdjax.quantization.rules import Rule, Rules, choose
 from kdjax.quantization.scales import affine_scale, symmetric_scale, symmetric_scale_of_range
 
@@ -99,26 +99,23 @@ def transform(name: str, network: Network, rules: Rules, multiply: Callable[...,
     def apply(
         variables: Mapping[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
-        own = variables.get(COLLECTION, {'steps': jnp.int32(0), 'ranges': {}})
+        steps = variables[COLLECTION]['steps'] if COLLECTION in variables else jnp.int32(0)
         program, rebuild, leaves = traced(network, variables, inputs, train=train, rng=rng)
         chosen = choose(name, rules, jaxprs.products(program))
-        states = {product: state for product in chosen if (state := _get(own['ranges'], product)) is not None}
+        states = stored_ranges(variables, chosen)
 
         def evaluate(product: Product, lhs: Any, rhs: Any, state: Any) -> tuple[jax.Array, Any]:
             rule = chosen.get(product.name)
             if rule is None:
-                return product(unpack(lhs), unpack(rhs)), None
-            operands, ranges, state = [lhs, rhs], [None, None], dict(state or {})
-            for i, side in enumerate(SIDES):
-                if i != product.weights and rule.activations is not None:
-                    ranges[i] = _range(name, rule, product, operands[i], state.get(side), own['steps'], train)
-                    if rule.ranges == 'moving_average':
-                        state[side] = ranges[i]._asdict()
-            return multiply(rule, product, operands, ranges), state or None
+                return product(*unpack_operands(product, (lhs, rhs))), None
+            ranges = activation_ranges(name, rule, product, (lhs, rhs), state or {}, steps, train)
+            if rule.ranges == 'moving_average':
+                state = {side: range_._asdict() for side, range_ in zip(SIDES, ranges, strict=True) if range_ is not None}
+            return multiply(rule, product, (lhs, rhs), ranges), state or None
 
         results, changed = jaxprs.evaluate(program, leaves, evaluate, states, unpack)
         outputs, state = rebuild(results)
-        steps = own['steps'] + jnp.int32(1) if train else own['steps']
+        steps = steps + jnp.int32(1) if train else steps
         return outputs, {**state, COLLECTION: {'steps': steps, 'ranges': nest({**states, **changed})}}
 
     return Network(init, apply)
@@ -167,7 +164,7 @@ def calibrate(
 
         def multiply(product: Product, lhs: Any, rhs: Any, state: Any) -> tuple[jax.Array, Any]:
             del state
-            operands = [unpack(lhs), unpack(rhs)]
+            operands = unpack_operands(product, (lhs, rhs))
             rule = chosen.get(product.name)
             if rule is None or not remembers(rule):
                 return product(*operands), None
@@ -189,7 +186,7 @@ def calibrate(
 def fake_product(rule: Rule, product: Product, operands: Sequence[Any], ranges: Sequence[Range | None]) -> jax.Array:
     """The product of operands on their grids, in floating point."""
     rounded = []
-    for i, (operand, range_) in enumerate(zip(map(unpack, operands), ranges, strict=True)):
+    for i, (operand, range_) in enumerate(zip(unpack_operands(product, operands), ranges, strict=True)):
         grid = weight_grid(rule, product, operand) if i == product.weights else activation_grid(rule, range_)
         bits = rule.weights if i == product.weights else rule.activations
         rounded.append(operand if grid is None else arrays.fake_quantize(operand, *grid, bits=bits))
@@ -213,19 +210,34 @@ def activation_grid(rule: Rule, range_: Range | None) -> tuple[jax.Array, jax.Ar
     return affine_scale(*range_, bits=rule.activations)
 
 
-def _range(name: str, rule: Rule, product: Product, operand: jax.Array, known: Any, steps: jax.Array, train: bool) -> Range:
-    if rule.ranges == 'dynamic':
-        return minmax_range(jax.lax.stop_gradient(operand))
-    if known is None:
-        raise ValueError(f'{name}: {product.name} has no range; use the variables that `calibrate` returns')
-    known = Range(**known)
-    if rule.ranges == 'static' or not train:
-        return known
-    batch = minmax_range(jax.lax.stop_gradient(operand))
-    first = jnp.isnan(known.low)
-    frozen = jnp.bool_(False) if rule.freeze is None else steps >= rule.freeze
-    decay = jnp.where(frozen, jnp.float32(1.0), jnp.float32(rule.decay))
-    return Range(*(jnp.where(first, new, decay * old + (1 - decay) * new) for old, new in zip(known, batch, strict=True)))
+def activation_ranges(
+    name: str,
+    rule: Rule,
+    product: Product,
+    operands: Sequence[Any],
+    state: Mapping[str, Mapping[str, jax.Array]],
+    steps: jax.Array,
+    train: bool,
+) -> list[Range | None]:
+    """The ranges that operands are quantized on, renewed if `train`; None for weights and what no rule quantizes."""
+
+    def find(operand: jax.Array, known: Mapping[str, jax.Array] | None) -> Range:
+        operand = jax.lax.stop_gradient(operand)
+        if rule.ranges == 'dynamic':
+            return minmax_range(operand)
+        if known is None:
+            raise ValueError(f'{name}: {product.name} has no range; use the variables that `calibrate` returns')
+        average = Range(**known)
+        if rule.ranges == 'static' or not train:
+            return average
+        first, frozen = jnp.isnan(average.low), rule.freeze is not None and steps >= rule.freeze
+        ends = zip(average, minmax_range(operand), moving_average_range(average, operand, decay=rule.decay), strict=True)
+        return Range(*(jnp.where(first, new, jnp.where(frozen, old, renewed)) for old, new, renewed in ends))
+
+    return [
+        None if rule.activations is None or i == product.weights else find(operand, state.get(SIDES[i]))
+        for i, operand in enumerate(operands)
+    ]
 
 
 def remembers(rule: Rule) -> bool:
@@ -252,6 +264,11 @@ def unpack(value: Any) -> Any:
     return value.dequantize() if isinstance(value, QuantizedArray) else value
 
 
+def unpack_operands(product: Product, operands: Sequence[Any]) -> list[jax.Array]:
+    """Operands as numbers of the types that the product takes; those of integers, a cast of which was skipped, are float32."""
+    return [unpack(x).astype(like.dtype) for x, like in zip(operands, product.operands, strict=True)]
+
+
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
     """Names with slashes as nested dictionaries."""
     tree: dict[str, Any] = {}
@@ -262,6 +279,12 @@ def nest(named: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(folder, {})
         node[last] = value
     return tree
+
+
+def stored_ranges(variables: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The ranges in a quantized network's variables, by product, of those that have any."""
+    ranges = variables.get(COLLECTION, {'ranges': {}})['ranges']
+    return {name: found for name in names if (found := _get(ranges, name)) is not None}
 
 
 def _get(tree: Any, name: str) -> Any:
