@@ -16,6 +16,7 @@ import numpy as np
 
 import kdjax
 from kdjax.networks import Network
+from kdjax.paths import leaves_with_paths
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -51,6 +52,7 @@ def write_report(
     rows: Sequence[Row],
     example: Any,
     notes: str,
+    batch_sizes: Sequence[int] = (1,),
     table: Callable[[Sequence[dict[str, Any]]], str] | None = None,
     draw: Callable[[pathlib.Path, Sequence[dict[str, Any]], str], None] | None = None,
 ) -> None:
@@ -63,15 +65,17 @@ def write_report(
       seeds: how many there were.
       started: `time.time()` at the start of this command.
       rows: of the table.
-      example: a batch of one input, for the latency.
+      example: a batch of inputs for the latency, as many as the largest of `batch_sizes`.
       notes: a paragraph below the table.
+      batch_sizes: at which latency is measured; at 1 it is called `latency_ms`, at n `latency_n_ms`.
       table: makes the table of the results; `accuracy_table` if not given.
       draw: makes the figure; `draw_accuracy` if not given.
     """
-    results = [
-        summarize(row) | {'latency_ms': latency} | row.extra
-        for row, latency in zip(rows, latencies_ms(rows, example), strict=True)
-    ]
+    results = [summarize(row) | row.extra for row in rows]
+    for size in batch_sizes:
+        name = 'latency_ms' if size == 1 else f'latency_{size}_ms'
+        for result, latency in zip(results, latencies_ms(rows, example[:size]), strict=True):
+            result[name] = latency
     seconds = time.time() - started
     text = (
         f'# {title}\n\nTest accuracy on {dataset}, mean ± standard deviation over {seeds} seeds. '
@@ -96,7 +100,9 @@ def write_json(file: pathlib.Path, value: Any) -> None:
 
 def summarize(row: Row) -> dict[str, Any]:
     """A row as `report.json` holds it, but for the latency."""
-    leaves = jax.device_get(jax.tree.leaves(row.variables['params']))
+    named = jax.device_get(leaves_with_paths(row.variables))
+    # In what `export.load` returns, names with a colon are those of scales.
+    leaves = [leaf for path, leaf in named.items() if path.startswith('params/') and ':' not in path]
     return {
         'name': row.name,
         **mean_and_deviation('accuracy', row.accuracies),
@@ -124,23 +130,27 @@ def difference_of_means(one: Sequence[float], other: Sequence[float]) -> tuple[f
     return float(np.mean(one) - np.mean(other)), float(np.sqrt(sum(variances)))
 
 
-def latencies_ms(rows: Sequence[Row], example: Any, *, rounds: int = 100) -> list[float]:
-    """Median time of each row's jitted forward pass, in milliseconds; taken in turns, as the machine's speed drifts."""
+def latencies_ms(rows: Sequence[Row], example: Any) -> list[float]:
+    """Median time of each row's jitted forward pass, in milliseconds; taken in turns, as the machine's speed drifts.
 
-    # Rows of one network share its compiled function.
+    Rows of one network share its compiled function, and so its time. There are 100 rounds at batch 1, and fewer at larger
+    batches, but at least 10.
+    """
+
     @functools.partial(jax.jit, static_argnums=0)
     def forward(network: Network, variables: dict[str, Any], inputs: jax.Array) -> jax.Array:
         return network.apply(variables, inputs)[0].logits
 
-    prepared = [(row.network, *jax.device_put((row.variables, jnp.asarray(example)), jax.devices()[0])) for row in rows]
-    times: list[list[float]] = [[] for _ in rows]
-    for _ in range(rounds):
-        for arguments, taken in zip(prepared, times, strict=True):
+    variables = {row.network: row.variables for row in rows}
+    prepared = [(network, *jax.device_put((own, jnp.asarray(example)), jax.devices()[0])) for network, own in variables.items()]
+    times: dict[Network, list[float]] = {network: [] for network in variables}
+    for _ in range(max(10, 100 // len(example))):
+        for arguments in prepared:
             forward(*arguments).block_until_ready()  # the first call of a round finds cold caches
             start = time.perf_counter()
             forward(*arguments).block_until_ready()
-            taken.append(time.perf_counter() - start)
-    return [1000 * float(np.median(taken)) for taken in times]
+            times[arguments[0]].append(time.perf_counter() - start)
+    return [1000 * float(np.median(times[row.network])) for row in rows]
 
 
 def machine() -> str:
@@ -149,6 +159,20 @@ def machine() -> str:
         f'{len(jax.devices())} x {jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores), '
         f'Python {platform.python_version()}, jax {jax.__version__}, kdjax {kdjax.__version__}'
     )
+
+
+def pareto_front(results: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+    """The rows for which no other costs as little or less and is as accurate or more, cheapest first.
+
+    >>> rows = [{'bytes': size, 'accuracy_mean': accuracy} for size, accuracy in ((3, 0.9), (1, 0.8), (2, 0.7), (4, 0.9))]
+    >>> [row['bytes'] for row in pareto_front(rows, 'bytes')]
+    [1, 3]
+    """
+    front: list[dict[str, Any]] = []
+    for row in sorted(results, key=lambda row: (row[cost], -row['accuracy_mean'])):
+        if not front or row['accuracy_mean'] > front[-1]['accuracy_mean']:
+            front.append(row)
+    return front
 
 
 def accuracy_table(results: Sequence[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from experiments.reporting import write_json
-from kdjax import export, quantization, training
+from kdjax import export, networks, quantization, training
 from kdjax.batches import Batch
 
 
@@ -133,6 +133,21 @@ def shipped(output: pathlib.Path, name: str, seed: int) -> tuple[int, dict[str, 
     return file.stat().st_size, quantization.dequantize_weights(export.load_weights(file))
 
 
+def as_network(artefact: export.Artefact) -> networks.Network:
+    """The program that `export.load` read, as a network whose variables are weights of such an artefact."""
+
+    def apply(variables: Any, inputs: Any, *, train: bool = False, rng: Any = None) -> tuple[networks.Outputs, dict[str, Any]]:
+        del train, rng
+        return networks.Outputs(artefact.apply(variables, inputs)), {}
+
+    return networks.Network(lambda key, inputs: artefact.weights, apply)
+
+
 def file_name(name: str) -> str:
     """A row's name as the name of a file."""
-    return '-'.join(''.join(c if c.isalnum() else ' ' for c in name).split()) + '.safetensors'
+    return f'{folder_name(name)}.safetensors'
+
+
+def folder_name(name: str) -> str:
+    """A row's name as the name of a folder."""
+    return '-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())

@@ -1,0 +1,316 @@
+"""Distil, prune and quantize a student, in both orders, each with and without distillation.
+
+    python -m experiments.compress
+    python -m experiments.compress --dataset fashion_mnist --seeds 3 --epochs 6 --examples 6000 --batch-size 128 \
+        --output runs/compress_fashion
+
+A student learns from labels alone, or from 0.1 · labels + 0.9 · soft targets (T = 4) of a teacher of four times its size; all
+that is trained afterwards learns in the same way. It is pruned (80 % of the weights of all kernels together; 2 of every 4
+inputs; half of the channels, which are removed), quantized (weights and activations to int8, with the ranges of activations
+dynamic, static, or moving averages in quantization-aware training), and both, in both orders (experiments/compression.py says
+what the order means). Every stage takes half the epochs of the student, so both orders of quantization-aware training take as
+many steps. What is measured was loaded from the folders to ship. The test split is read once, at the end.
+
+References:
+  Zhu, Gupta. To prune, or not to prune: exploring the efficacy of pruning for model compression. 2017.
+  https://arxiv.org/abs/1710.01878
+  Mishra et al. Accelerating Sparse Deep Neural Networks. 2021. https://arxiv.org/abs/2104.08378
+  Fang, Ma, Song, Mi, Wang. DepGraph: Towards Any Structural Pruning. 2023. https://arxiv.org/abs/2301.12900
+  Jacob et al. Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference. 2018.
+  https://arxiv.org/abs/1712.05877
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import tyro
+from tqdm.auto import tqdm
+
+from experiments import compression, reporting, runs
+from kdjax import data, export, metrics, models, networks, objectives, training
+from kdjax.batches import Batch
+
+TEACHER = models.CNN((64, 128), (512,), dropout=0.3)
+STUDENT = models.CNN((32, 64), (256,))
+LEARNING_RATE = 2e-3
+CALIBRATION_BATCHES = 4
+BATCH_SIZES = (1, 128)
+ALONE, DISTILLED = 'without distillation', 'distilled'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    dataset: str = 'digits'
+    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    seeds: int = 3
+    """Number of repetitions, each with a teacher and students of its own."""
+    epochs: int = 20
+    """Epochs of teacher and student; every stage after these takes half as many."""
+    examples: int | None = None
+    """Training examples that teacher and student see; all if not given."""
+    batch_size: int = 64
+    """Examples a step."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/compress'
+    """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
+
+
+def main(config: Config) -> None:
+    """Trains, compresses, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
+    everything = len(dataset.train['labels'])
+    examples = everything if config.examples is None else config.examples
+    if not config.batch_size <= examples <= everything:
+        raise ValueError(f'--examples must be between {config.batch_size} and {everything}, got {examples}')
+    train = data.take(dataset.train, np.sort(np.random.default_rng(0).permutation(everything)[:examples]))
+    make = prepare(config, train, dataset.classes)
+    output = runs.open_output(config)
+    if output is None:
+        return
+    for seed in range(config.seeds):
+        make(output, seed)
+    rows = measure(output, config.seeds, dataset.test)
+    reporting.write_report(
+        output,
+        title=f'Distil, prune, quantize: {dataset.name}',
+        dataset=dataset.name,
+        seeds=config.seeds,
+        started=started,
+        rows=rows,
+        example=dataset.test['inputs'][: max(BATCH_SIZES)],
+        notes=f'{conclusion(rows)}\n\n{NOTES}',
+        batch_sizes=BATCH_SIZES,
+        table=table,
+        draw=draw,
+    )
+
+
+NOTES = (
+    "Bytes are those of the weights; a folder also holds the program, its loader and a manifest. 'Of teacher' and 'of student' "
+    'are these over those of the teacher and of the distilled student in floating point. Bytes and latency are those of '
+    'distilled networks, of the largest and the first of all seeds; networks of one program share the latency. Where "dynamic" '
+    'or "static" comes first, pruning takes integers away at once and no training follows. Quantized networks multiply int8 '
+    'and sum int32; XLA does not promise that this is faster on CPUs, nor that zeros are.'
+)
+
+
+def prepare(config: Config, train: Batch, classes: int) -> Callable[[pathlib.Path, int], None]:
+    """Makes the function that trains the networks of one seed and ships them, all compiled once for all seeds."""
+    batch_size = config.batch_size
+    batches = [train['inputs'][i : i + batch_size] for i in range(0, len(train['inputs']) - batch_size + 1, batch_size)]
+    batches = batches[:CALIBRATION_BATCHES]
+    rescale = data.normalize(0.0, 1.0)
+    teacher = compression.network_of(TEACHER.clone(classes=classes), rescale)
+    module = STUDENT.clone(classes=classes)
+    student = compression.network_of(module, rescale)
+    ways = compression.ways_to_prune(module, rescale, batches[0])
+    steps = training.steps_per_epoch(train, batch_size)
+    stages = compression.stages(student, ways, learning_rate=LEARNING_RATE, epochs=config.epochs, steps=steps)
+
+    def run(stage: compression.Stage, taught_by: networks.Network, objective: objectives.Objective) -> runs.Run:
+        problem = training.distillation(stage.network, taught_by, objective, stage.optimizer)
+        return runs.prepare(problem, train, epochs=stage.epochs, batch_size=batch_size)
+
+    labels, nobody = objectives.hard_labels(), networks.nothing()
+    both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=4.0)
+    rate = optax.cosine_decay_schedule(LEARNING_RATE, config.epochs * steps)
+    teaching = run(compression.Stage(teacher, optax.adam(rate), config.epochs), nobody, labels)
+    learning = {
+        ALONE: {name: run(stage, nobody, labels) for name, stage in stages.items()},
+        DISTILLED: {name: run(stage, teacher, both) for name, stage in stages.items()},
+    }
+
+    def make(output: pathlib.Path, seed: int) -> None:
+        if _folder(output, seed, *_every_name()[-1]).exists():
+            return
+        with tqdm(total=1 + 2 * len(stages), desc=f'networks of seed {seed}', disable=None) as progress:
+
+            def fit(run: runs.Run, key: int, *name: str, **more: Any) -> dict[str, Any]:
+                path = '/'.join(map(runs.folder_name, name))
+                fitted = runs.train(run, train, seed=key, output=output, name=f'seed{seed}/{path}', **more)
+                progress.update()
+                return jax.device_get(fitted.state.variables)
+
+            def learn(kind: str, name: str, variables: Any) -> dict[str, Any]:
+                more = {'teacher_variables': taught_by if kind == DISTILLED else None, 'student_variables': variables}
+                return fit(learning[kind][name], seed, kind, name, **more)
+
+            taught_by = fit(teaching, 1000 + seed, 'teacher')
+            compression.ship(_folder(output, seed, 'teacher'), compression.Compressed(teacher, None, taught_by), batches[0])
+            for kind in learning:
+                made = compression.compress(student, ways, functools.partial(learn, kind), batches)
+                for name, compressed in made.items():
+                    compression.ship(_folder(output, seed, kind, name), compressed, batches[0])
+
+    return make
+
+
+def _every_name() -> list[tuple[str, ...]]:
+    """Of all that is shipped for a seed, in that order."""
+    return [('teacher',), *((kind, name) for kind in (ALONE, DISTILLED) for name in compression.names())]
+
+
+def _folder(output: pathlib.Path, seed: int, *name: str) -> pathlib.Path:
+    return output.joinpath('networks', f'seed{seed}', *map(runs.folder_name, name))
+
+
+def measure(output: pathlib.Path, seeds: int, test: Batch) -> list[reporting.Row]:
+    """Loads what was shipped, and measures it."""
+    # Networks of one program are compiled once.
+    programs: dict[str, tuple[networks.Network, training.Evaluate]] = {}
+
+    def load(name: tuple[str, ...], seed: int) -> reporting.Row:
+        folder = _folder(output, seed, *name)
+        artefact = export.load(folder)
+        program = artefact.manifest['files']['model.stablehlo']['sha256']
+        if program not in programs:
+            network = runs.as_network(artefact)
+            programs[program] = network, training.evaluator(network)
+        network, evaluate = programs[program]
+        accuracy = metrics.compute(evaluate(artefact.weights, test))['accuracy']
+        extra = {'folder_bytes': sum(file.stat().st_size for file in folder.iterdir())}
+        size = artefact.manifest['files']['weights.safetensors']['bytes']
+        return reporting.Row(name[-1], [accuracy], size, network, artefact.weights, extra)
+
+    def row(*name: str) -> reporting.Row:
+        each = [load(name, seed) for seed in range(seeds)]
+        return each[0]._replace(accuracies=[x for row in each for x in row.accuracies], size=max(row.size for row in each))
+
+    rows = {name: row(*name) for name in _every_name()}
+    teacher, student = rows['teacher',], rows[DISTILLED, 'student']
+    table = []
+    for name, measured in rows.items():
+        if name[0] == ALONE:
+            continue
+        extra = {'of_teacher': measured.size / teacher.size, 'of_student': measured.size / student.size}
+        if name[0] == DISTILLED:
+            extra |= reporting.mean_and_deviation('without_distillation', rows[ALONE, name[1]].accuracies)
+        table.append(measured._replace(extra=measured.extra | extra))
+    return table
+
+
+def conclusion(rows: Sequence[reporting.Row]) -> str:
+    """The smallest network that is about as accurate as the distilled student."""
+    student = rows[1]
+    near = [row for row in rows[1:] if np.mean(row.accuracies) >= np.mean(student.accuracies) - 0.01]
+    smallest = min(near, key=lambda row: row.size)
+    change, error = reporting.difference(smallest, student)
+    return (
+        f'The smallest network within a point of the distilled student is "{smallest.name}", with {smallest.size:,} bytes, '
+        f'1/{1 / smallest.extra["of_teacher"]:.1f} of the teacher and 1/{1 / smallest.extra["of_student"]:.1f} of the student; '
+        f'its accuracy differs by {100 * change:+.2f} points (standard error {100 * error:.2f}).'
+    )
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    heads = (
+        'network',
+        'without distillation (%)',
+        'distilled (%)',
+        'parameters',
+        'nonzero',
+        'bytes',
+        'folder',
+        'of teacher',
+        'of student',
+        *(f'batch {size} (ms)' for size in BATCH_SIZES),
+    )
+    lines = ['| ' + ' | '.join(heads) + ' |', '|---' * len(heads) + '|']
+    for row in results:
+        alone = ''
+        if 'without_distillation_mean' in row:
+            alone = _percent(row, 'without_distillation')
+        cells = [
+            row['name'],
+            alone,
+            _percent(row, 'accuracy'),
+            *(f'{row[key]:,}' for key in ('parameters', 'nonzero', 'bytes', 'folder_bytes')),
+            *(f'1/{1 / row[key]:.1f}' for key in ('of_teacher', 'of_student')),
+            f'{row["latency_ms"]:.3f}',
+            f'{row["latency_128_ms"]:.1f}',
+        ]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def _percent(row: dict[str, Any], key: str) -> str:
+    return reporting.spread(100 * row[f'{key}_mean'], 100 * row[f'{key}_std'], row['runs'], 2)
+
+
+COLORS = {'not pruned': 'tab:blue', 'unstructured': 'tab:orange', '2:4': 'tab:green', 'channels': 'tab:red'}
+MARKERS = {'dynamic': '^', 'static': 's', compression.AWARE: 'D'}
+PANELS = {'bytes': 'bytes of weights', 'latency_ms': 'latency at batch 1 (ms)', 'latency_128_ms': 'latency at batch 128 (ms)'}
+
+
+def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
+    """Draws the accuracy of teacher and distilled networks against bytes and latency, with the Pareto fronts.
+
+    The axis is logarithmic in the error, so that the best and the worst can be told apart.
+    """
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(15, 6), sharey=True, layout='constrained')
+    figure.suptitle(title)
+    for axes, (cost, label) in zip(panels, PANELS.items(), strict=True):
+        front = reporting.pareto_front(results, cost)
+        axes.step(
+            [row[cost] for row in front],
+            [100 * row['accuracy_mean'] for row in front],
+            where='post',
+            color='grey',
+            zorder=0,
+        )
+        for row in results:
+            marker, color, fill = _look(row['name'])
+            axes.errorbar(
+                row[cost],
+                100 * row['accuracy_mean'],
+                yerr=100 * row['accuracy_std'],
+                fmt=marker,
+                color=color,
+                markerfacecolor=fill,
+                capsize=2,
+                markersize=8,
+            )
+            if row in front:
+                place = {'xytext': (5, -9), 'textcoords': 'offset points', 'fontsize': 7}
+                axes.annotate(row['name'], (row[cost], 100 * row['accuracy_mean']), **place)
+        axes.set(xscale='log', xlabel=label)
+        axes.set_yscale('function', functions=(lambda y: -np.log10(np.maximum(101 - y, 1e-3)), lambda y: 101 - 10**-y))
+        axes.set_yticks([20, 50, 70, 80, 90, 95, 97, 98, 99, 100])
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel='test accuracy (%)')
+    look = {'linestyle': '', 'color': 'grey', 'markersize': 8}
+    handles = [plt.Line2D([], [], **{**look, 'color': color}, marker='o', label=way) for way, color in COLORS.items()]
+    handles += [plt.Line2D([], [], **look, marker=marker, label=method) for method, marker in MARKERS.items()]
+    handles.append(plt.Line2D([], [], **look, marker='o', markerfacecolor='white', label='quantized first, then pruned'))
+    handles.append(plt.Line2D([], [], color='grey', label='Pareto front'))
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _look(name: str) -> tuple[str, str, str]:
+    """Marker, colour and filling of a row: how it is quantized, how it is pruned, and which came first."""
+    if name in ('teacher', 'student'):
+        return '*' if name == 'teacher' else 'o', 'black', 'black'
+    first, *second = name.split(', then ')
+    color = next((COLORS[part] for part in (first, *second) if part in COLORS), COLORS['not pruned'])
+    marker = next((MARKERS[part] for part in (first, *second) if part in MARKERS), 'o')
+    return marker, color, 'white' if second and first in MARKERS else color
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)
