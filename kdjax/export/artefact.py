@@ -141,12 +141,17 @@ def _export(network: Network, variables: Mapping[str, Any], inputs: Any, platfor
     weights = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True)}
     batch = jax.export.symbolic_args_specs(inputs, 'batch, ...')
     program = jax.jit(forward, keep_unused=True)  # or other runtimes could not tell the weights by their order
+    # Else the program names the source files of this machine, and equal networks give unequal programs.
+    frames = jax.config.jax_traceback_in_locations_limit
+    jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
         exported = jax.export.export(program, platforms=platforms)(weights, batch)
     except Exception as error:
         if any(':' in name for name in names):
             raise ValueError('save: the network does not take QuantizedArrays: pass dequantizing(network)') from error
         raise
+    finally:
+        jax.config.update('jax_traceback_in_locations_limit', frames)
     if len(exported.out_avals) != 1:
         raise ValueError(f'save: the network must give logits, one array, got {len(exported.out_avals)}: export one that does')
     return exported

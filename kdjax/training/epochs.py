@@ -68,12 +68,6 @@ def epoch(
             batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec('data')))
         return distillation.step(state, teacher_variables, batch)
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def shuffle(key: jax.Array, step: jax.Array, examples: int) -> jax.Array:
-        steps = examples // batch_size
-        key = jax.random.fold_in(_stream(key, 'shuffle'), step // steps)
-        return jax.random.permutation(key, examples)[: steps * batch_size].reshape(steps, batch_size)
-
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
     def dispatch(state: TrainState, teacher_variables: Variables, data: Batch, order: jax.Array, steps: int) -> Any:
         if steps == 1:
@@ -91,7 +85,7 @@ def epoch(
                 'it comes from a run with batches or data of another size'
             )
         data = {name: jnp.asarray(array) for name, array in data.items()}
-        order = shuffle(state.key, state.step, data['inputs'].shape[0])
+        order = _shuffle(state.key, state.step, data['inputs'].shape[0], batch_size)
         metrics = []
         for start in range(0, steps, at_once):
             state, some = dispatch(state, teacher_variables, data, order, min(at_once, steps - start))
@@ -111,6 +105,14 @@ def steps_per_epoch(data: Batch, batch_size: int) -> int:
     if examples < batch_size:
         raise ValueError(f'the training split has {examples} examples, fewer than one batch of {batch_size}')
     return examples // batch_size
+
+
+# Outside of `epoch`, so that all runs of a process share what it compiles to.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _shuffle(key: jax.Array, step: jax.Array, examples: int, batch_size: int) -> jax.Array:
+    steps = examples // batch_size
+    key = jax.random.fold_in(_stream(key, 'shuffle'), step // steps)
+    return jax.random.permutation(key, examples)[: steps * batch_size].reshape(steps, batch_size)
 
 
 def _stream(key: jax.Array, use: str) -> jax.Array:

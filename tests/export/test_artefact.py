@@ -244,6 +244,19 @@ def largest_quarter(x: jax.Array) -> jax.Array:
     return jnp.where(abs(x) >= jnp.quantile(abs(x), 0.75), x, 0) if x.ndim > 1 else x
 
 
+def test_the_program_says_nothing_of_this_machine_and_equal_networks_give_equal_ones(
+    saved: pathlib.Path, variables: Any, tmp_path: pathlib.Path
+) -> None:
+    program = (saved / 'model.stablehlo').read_bytes()
+    assert b'.py' not in program
+    assert str(pathlib.Path(export.__file__).parent).encode() not in program
+    frames = jax.config.jax_traceback_in_locations_limit
+    same = lambda: export.save(tmp_path / 'student', export.dequantizing(CNN), quantize_weights(variables), IMAGES)  # noqa: E731
+    same()
+    assert (tmp_path / 'student' / 'model.stablehlo').read_bytes() == program
+    assert jax.config.jax_traceback_in_locations_limit == frames
+
+
 def test_pruned_is_smaller_than_int8_is_smaller_than_float(tmp_path: pathlib.Path) -> None:
     network = networks.from_linen(models.CNN((8, 16), (512,)))
     dense = random_variables(network)
