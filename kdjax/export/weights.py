@@ -70,7 +70,8 @@ def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
     path = pathlib.Path(path)
     partial = path.with_name(path.name + '.partial')
     try:
-        safetensors.numpy.save_file(arrays, partial, metadata={'format': WEIGHTS_FORMAT, **notes})
+        # `save_file` would make a file that its owner alone can read.
+        partial.write_bytes(safetensors.numpy.save(arrays, metadata={'format': WEIGHTS_FORMAT, **notes}))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -26,9 +26,9 @@ def top_k_soft_targets(
 ) -> jax.Array:
     """Divergence of the student from the teacher's k largest logits and the mass of the rest, per example.
 
-    T² · KL over k + 1 buckets: the k classes, and one that holds all others. It is at most `soft_targets`, equal to it where
-    k is the number of classes, and never negative. To renormalise over the k classes alone, as is often done, would leave
-    the student free to put any mass on the others.
+    T² · KL over k + 1 buckets: the k classes, and one that holds all others. It is at most `soft_targets` of a teacher that
+    does not rule out every class, equal to it where k is the number of classes, and never negative. To renormalise over the k
+    classes alone, as is often done, would leave the student free to put any mass on the others.
 
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.

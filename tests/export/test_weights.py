@@ -315,12 +315,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: pathlib.Path, monkeypatch: 
         save_weights(file, {'params': {'good': np.ones(3), 'bad': [1, 2]}})
     assert file.read_bytes() == before
 
-    def half(arrays: dict, path: Any, metadata: Any = None) -> None:
-        pathlib.Path(path).write_bytes(safetensors.numpy.save(arrays, metadata=metadata)[:100])
+    write = pathlib.Path.write_bytes
+
+    def half(path: pathlib.Path, content: bytes) -> None:
+        write(path, content[:100])
         raise OSError(28, 'No space left on device')
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.numpy, 'save_file', half)
+        patch.setattr(pathlib.Path, 'write_bytes', half)
         with pytest.raises(OSError, match='No space left'):
             save_weights(file, {'params': {'kernel': np.ones((50, 50), np.float32)}})
     assert file.read_bytes() == before
