@@ -1,6 +1,7 @@
 """The quantized network in integer arithmetic: int8 operands, int32 sums, and the weights stored as the integers they are."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,16 +132,12 @@ def integer_product(rule: Rule, product: Product, operands: Sequence[Any], range
 def _integer_sums(product: Product, lhs: QuantizedArray, rhs: QuantizedArray) -> jax.Array:
     """Σ (lhs - its zero point)(rhs - its zero point), in int32, from products of int8."""
     zeros = [None if x.zero_point is None else x.zero_point.reshape(()).astype(jnp.int32) for x in (lhs, rhs)]
-    exact = {'preferred_element_type': jnp.int32, 'precision': None}
     if product.primitive == 'conv_general_dilated':
         if product.options['batch_group_count'] != 1:
             raise ValueError(f'integer: {product.name} is a convolution with batch groups; give it no rule')
-        # Widened first: XLA turns this into a convolution of int8 where a device has one, and on CPUs (jax 0.10 to 0.12) it
-        # miscompiles one of int8 with a sum in int32 whose operand was padded.
-        values, rest = _padded(product, lhs)
-        sums = product(values.astype(jnp.int32), rhs.values.astype(jnp.int32), **rest, **exact)
+        sums = _convolve(product, lhs, rhs)
     else:
-        sums = product(lhs.values, rhs.values, **exact)
+        sums = product(lhs.values, rhs.values, preferred_element_type=jnp.int32, precision=None)
     if zeros[0] is not None:
         sums = sums - zeros[0] * product.place(1, _totals(product, 1, rhs))
     if zeros[1] is not None:
@@ -151,6 +148,26 @@ def _integer_sums(product: Product, lhs: QuantizedArray, rhs: QuantizedArray) ->
             count = jnp.int32(lhs.values.size // max(1, _totals(product, 0, lhs).size))
             sums = sums + count * zeros[0] * zeros[1]
     return sums
+
+
+def _convolve(product: Product, lhs: QuantizedArray, rhs: QuantizedArray) -> jax.Array:
+    """The convolution of the integers of both, in int32."""
+    values, rest = _padded(product, lhs)
+
+    def widened(dtype: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+            options = {**rest, 'preferred_element_type': dtype, 'precision': None}
+            return product(lhs.astype(dtype), rhs.astype(dtype), **options).astype(jnp.int32)
+
+        return convolve
+
+    # Widened first: XLA turns this into a convolution of int8 where a device has one, and on CPUs (jax 0.10 to 0.12) it
+    # miscompiles one of int8 with a sum in int32 whose operand was padded. One of int32 it runs there in plain loops, 30 times
+    # slower than one of float32, which is exact too as long as no sum can reach 2^24.
+    terms = math.prod(rhs.shape[axis] for axis in product.contracted(1))
+    if terms * 128 * 128 >= 2**24:
+        return widened(jnp.int32)(values, rhs.values)
+    return jax.lax.platform_dependent(values, rhs.values, cpu=widened(jnp.float32), default=widened(jnp.int32))
 
 
 def _padded(product: Product, lhs: QuantizedArray) -> tuple[jax.Array, dict[str, Any]]:

@@ -161,6 +161,18 @@ def test_integers_are_summed_in_32_bits() -> None:
     assert text.count('dot_general') == 1
 
 
+@pytest.mark.parametrize('channels', [1023, 1024, 2000])
+def test_sums_of_convolutions_are_exact_to_the_last_integer(channels: int) -> None:
+    """The largest sums, whose last bit float32 would lose beyond 2^24: 127² · channels, less one."""
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    network = pure(lambda p, x: jax.lax.conv_general_dilated(x, p['w'], (1, 1), 'SAME', dimension_numbers=layout), None)
+    kernel, image = np.full((1, 1, channels, 1), 127.0, np.float32), np.full((1, 1, 1, channels), 127.0, np.float32)
+    kernel[0, 0, -1], image[0, 0, 0, -1] = 1.0, -1.0
+    quantized = quantization.integer(network, Rule(ranges='dynamic', symmetric=True))
+    found = jax.jit(quantized.apply)({'params': {'w': jnp.asarray(kernel)}}, jnp.asarray(image))[0].logits
+    assert float(found.item()) == np.float32(127 * 127 * (channels - 1) - 1)
+
+
 @pytest.mark.parametrize('rule', [Rule(8, None), Rule(None, 8, 'dynamic')])
 def test_a_product_of_one_quantized_operand_stays_in_floating_point(rule: Rule) -> None:
     network = pure(lambda p, x: x @ p['w'], None)
