@@ -133,6 +133,19 @@ def trace(
     return program, shapes
 
 
+def trace_network(
+    network: Any, variables: Any, inputs: Any, *, train: bool = False, rng: Any = None, packed: type | tuple[type, ...] = ()
+) -> tuple[Program, Callable[[Sequence[Any]], Any], list[Any]]:
+    """`trace` of a network's `apply`: the program, what makes its results of their leaves, and the leaves of its arguments."""
+
+    def apply(variables: Any, inputs: Any, rng: Any) -> Any:
+        return network.apply(variables, inputs, train=train, rng=rng)
+
+    program, shapes = trace(apply, variables, inputs, rng, packed=packed)
+    leaves = jax.tree.leaves((variables, inputs, rng), is_leaf=lambda leaf: isinstance(leaf, packed))
+    return program, lambda results: jax.tree.unflatten(jax.tree.structure(shapes), results), leaves
+
+
 def products(program: Program) -> Iterator[Product]:
     """All products of a program, in order."""
     for step in program.steps:
@@ -212,7 +225,8 @@ def _scan(
     length = equation.params['length']
     own = {product.name: states[product.name] for product in products(program) if product.name in states}
     # A packed value whose parts do not all run along the scan cannot be sliced.
-    stacked = [x if all(leaf.shape[:1] == (length,) for leaf in jax.tree.leaves(x)) else unpack(x) for x in operands]
+    sliced = operands[constants + carries :]
+    sliced = [x if all(leaf.shape[:1] == (length,) for leaf in jax.tree.leaves(x)) else unpack(x) for x in sliced]
 
     def body(carry: list[Any], slices: tuple[list[Any], dict[str, Any]]) -> tuple[list[Any], tuple[list[Any], dict[str, Any]]]:
         xs, state = slices
@@ -223,7 +237,7 @@ def _scan(
     carry, (outputs, changed) = jax.lax.scan(
         body,
         initial,
-        (stacked[constants + carries :], own),
+        (sliced, own),
         length=length,
         reverse=equation.params['reverse'],
         unroll=equation.params['unroll'],

@@ -56,7 +56,7 @@ def factorize(
     if not 0 < energy <= 1:
         raise ValueError(f'factorize: energy must be above 0 and at most 1, got {energy}')
     chosen = select(leaves, variables['params'])
-    program, _ = _traced(network, variables, inputs)
+    program, _, _ = jaxprs.trace_network(network, variables, inputs)
     found = [product for product in jaxprs.products(program) if product.weights is not None]
     factors = {
         product.name: pair
@@ -70,17 +70,16 @@ def factorize(
     def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
         fresh = network.init(key, inputs)
         named = paths.leaves_with_paths(fresh['params'])
-        pairs = {p.name: _factors(p, named[p.name], ranks[p.name]) for p in found if p.name in ranks}
+        split = [(p, named[p.name]) for p in found if p.name in ranks]
+        pairs = {p.name: _factors(p, kernel, _decompose(p, kernel), ranks[p.name]) for p, kernel in split}
         return {**fresh, 'params': _put(fresh['params'], pairs)}
 
     def apply(
         variables: Mapping[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
         packed = {**variables, 'params': _pack(variables['params'], ranks)}
-        program, shapes = _traced(network, packed, inputs, train=train, rng=rng)
-        leaves = jax.tree.leaves((packed, inputs, rng), is_leaf=_is_factors)
-        results, _ = jaxprs.evaluate(program, leaves, _multiply, {}, _unpack)
-        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+        program, rebuild, leaves = jaxprs.trace_network(network, packed, inputs, train=train, rng=rng, packed=_Factors)
+        return rebuild(jaxprs.evaluate(program, leaves, _multiply, {}, _unpack)[0])
 
     return Network(init, apply), {**variables, 'params': _put(variables['params'], factors)}
 
@@ -93,13 +92,6 @@ class _Factors:
     left: jax.Array
     right: jax.Array
     shape: tuple[int, ...] = dataclasses.field(metadata={'static': True})
-
-
-def _traced(network: Network, variables: Any, inputs: Any, *, train: bool = False, rng: Any = None) -> tuple[Any, Any]:
-    def function(variables: Any, inputs: Any, rng: Any) -> Any:
-        return network.apply(variables, inputs, train=train, rng=rng)
-
-    return jaxprs.trace(function, variables, inputs, rng, packed=_Factors)
 
 
 def _is_alone(product: Product, leaf: jax.Array, names: list[str]) -> bool:
@@ -116,15 +108,20 @@ def _is_alone(product: Product, leaf: jax.Array, names: list[str]) -> bool:
 
 def _split(product: Product, kernel: jax.Array, energy: float) -> dict[str, jax.Array] | None:
     rows, columns = _matrix_shape(product, kernel.shape)
-    squares = np.linalg.svd(np.asarray(kernel, np.float64).reshape(rows, columns), compute_uv=False) ** 2
+    decomposition = _decompose(product, kernel)
+    squares = np.asarray(decomposition[1], np.float64) ** 2
     # Rounding must not ask for more than there is.
     rank = int(np.searchsorted(np.cumsum(squares), energy * squares.sum() * (1 - 1e-12))) + 1
-    return _factors(product, kernel, rank) if rank * (rows + columns) < rows * columns else None
+    return _factors(product, kernel, decomposition, rank) if rank * (rows + columns) < rows * columns else None
 
 
-def _factors(product: Product, kernel: jax.Array, rank: int) -> dict[str, jax.Array]:
-    rows, columns = _matrix_shape(product, kernel.shape)
-    u, values, v = jnp.linalg.svd(kernel.astype(jnp.float32).reshape(rows, columns), full_matrices=False)
+def _decompose(product: Product, kernel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    matrix = kernel.astype(jnp.float32).reshape(_matrix_shape(product, kernel.shape))
+    return jnp.linalg.svd(matrix, full_matrices=False)
+
+
+def _factors(product: Product, kernel: jax.Array, decomposition: Any, rank: int) -> dict[str, jax.Array]:
+    u, values, v = decomposition
     roots = jnp.sqrt(values[:rank])
     left, right = u[:, :rank] * roots[None, :], roots[:, None] * v[:rank]
     contracted = [kernel.shape[axis] for axis in product.contracted(1)]
@@ -161,10 +158,6 @@ def _unpack(value: Any) -> Any:
         return value
     rank = value.left.shape[-1]
     return (value.left.reshape(-1, rank) @ value.right.reshape(rank, -1)).reshape(value.shape)
-
-
-def _is_factors(value: Any) -> bool:
-    return isinstance(value, _Factors)
 
 
 def _put(params: Mapping[str, Any], factors: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from jax.extend import core
 from kdjax import jaxprs, paths
 from kdjax.jaxprs import Product, Program
 from kdjax.networks import Network
-from kdjax.quantization.arrays import QuantizedArray
 from kdjax.quantization.networks import COLLECTION, traced
+from kdjax.quantization.weights import is_quantized
 
 _LAYOUT = ('reshape', 'broadcast_in_dim', 'convert_element_type', 'squeeze')
 
@@ -64,9 +64,7 @@ def fold_batch_norm(network: Network, variables: Mapping[str, Any], inputs: Any)
       https://arxiv.org/abs/1712.05877
     """
     variables = dict(variables)
-    if any(
-        isinstance(leaf, QuantizedArray) for leaf in jax.tree.leaves(variables, is_leaf=lambda x: isinstance(x, QuantizedArray))
-    ):
+    if any(map(is_quantized, jax.tree.leaves(variables, is_leaf=is_quantized))):
         raise ValueError('fold_batch_norm: weights are integers; fold them before integer_variables')
     named = paths.leaves_with_paths({name: value for name, value in variables.items() if name != COLLECTION})
     program, _, leaves = traced(network, variables, inputs, train=False, rng=None)

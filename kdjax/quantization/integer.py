@@ -1,5 +1,6 @@
 """The quantized network in integer arithmetic: int8 operands, int32 sums, and the weights stored as the integers they are."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from kdjax.quantization.calibration import Range
 from kdjax.quantization.networks import COLLECTION, activation_grid, fake_product, traced, transform, unpack, weight_grid
 from kdjax.quantization.rules import Rule, Rules, choose
 from kdjax.quantization.scales import symmetric_scale
+from kdjax.quantization.weights import dequantize_weights, is_quantized
 
 
 def integer(network: Network, rules: Rules) -> Network:
@@ -96,7 +98,7 @@ def integer_variables(network: Network, rules: Rules, variables: Mapping[str, An
         leaves = jax.tree.leaves((arguments, inputs), is_leaf=lambda leaf: isinstance(leaf, _Marked))
         return jaxprs.evaluate(program, leaves, multiply, {}, unmark)[0]
 
-    params = jax.tree.map(unpack, variables['params'], is_leaf=_is_quantized)
+    params = dequantize_weights(variables['params'])
     sizes = {path: leaf.ndim for path, leaf in paths.leaves_with_paths(params).items()}
     jax.eval_shape(observe, params, inputs)
 
@@ -192,17 +194,13 @@ def _one_per_channel(product: Product, operand: int, x: QuantizedArray) -> tuple
 
 def _fits(rule: Rule, product: Product, weights: Any) -> bool:
     """Whether weights are integers on a grid that does not change along a sum."""
-    if not _is_quantized(weights) or rule.weights is None or weights.zero_point is not None:
+    if not is_quantized(weights) or rule.weights is None or weights.zero_point is not None:
         return False
     shape = jnp.shape(weights.scale)
     return len(shape) == weights.ndim and all(
         length in (1, full) and (length == 1 or axis not in product.contracted(product.weights))
         for axis, (length, full) in enumerate(zip(shape, weights.shape, strict=True))
     )
-
-
-def _is_quantized(leaf: Any) -> bool:
-    return isinstance(leaf, QuantizedArray)
 
 
 class _Way(NamedTuple):
@@ -213,19 +211,13 @@ class _Way(NamedTuple):
     dtype: Any = None
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class _Marked:
     """A parameter that knows its path, until something changes it."""
 
-    def __init__(self, array: Any, path: str):
-        self.array, self.path = array, path
-
-    def tree_flatten(self) -> tuple[tuple[Any], str]:
-        return (self.array,), self.path
-
-    @classmethod
-    def tree_unflatten(cls, path: str, children: tuple[Any]) -> '_Marked':
-        return cls(*children, path)
+    array: Any
+    path: str = dataclasses.field(metadata={'static': True})
 
 
 def _unmark(value: Any) -> Any:

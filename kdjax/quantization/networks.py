@@ -21,6 +21,7 @@ from kdjax.quantization.arrays import QuantizedArray
 from kdjax.quantization.calibration import Range, minmax_range, moving_average_range, union_range
 from kdjax.quantization.rules import Rule, Rules, choose
 from kdjax.quantization.scales import affine_scale, symmetric_scale, symmetric_scale_of_range
+from kdjax.quantization.weights import is_quantized
 
 COLLECTION = 'quantization'
 SIDES = ('lhs', 'rhs')
@@ -248,20 +249,12 @@ def remembers(rule: Rule) -> bool:
 def traced(network: Network, variables: Mapping[str, Any], inputs: Any, *, train: bool, rng: Any) -> tuple[Any, Any, list[Any]]:
     """The program of a network's `apply`, what makes its results of their leaves, and the leaves of its arguments."""
     variables = {name: value for name, value in variables.items() if name != COLLECTION}
-    program, shapes = jaxprs.trace(
-        lambda variables, inputs, rng: network.apply(variables, inputs, train=train, rng=rng),
-        variables,
-        inputs,
-        rng,
-        packed=QuantizedArray,
-    )
-    leaves = jax.tree.leaves((variables, inputs, rng), is_leaf=lambda leaf: isinstance(leaf, QuantizedArray))
-    return program, lambda results: jax.tree.unflatten(jax.tree.structure(shapes), results), leaves
+    return jaxprs.trace_network(network, variables, inputs, train=train, rng=rng, packed=QuantizedArray)
 
 
 def unpack(value: Any) -> Any:
     """The numbers of a quantized array; anything else as it is."""
-    return value.dequantize() if isinstance(value, QuantizedArray) else value
+    return value.dequantize() if is_quantized(value) else value
 
 
 def unpack_operands(product: Product, operands: Sequence[Any]) -> list[jax.Array]:
