@@ -43,6 +43,8 @@ class Config:
     """Number of repetitions, each with teachers, labels and students of its own."""
     epochs: int = 40
     """Epochs of every student; the teachers train half as long, the pruned student as long again."""
+    skip_nonfinite: int = 0
+    """Steps of each network that may come out infinite or NaN and are then skipped; at the first one above it the run stops."""
     output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/quickstart'
     """Folder for the report, the logs, the checkpoints and the student. The same command resumes there."""
 
@@ -73,7 +75,14 @@ def main(config: Config) -> None:
             optimizer = pruning.prune(optimizer, sparsity)
         problem = training.distillation(network, teacher, objective, optimizer)
         shift = data.augment.random_shift(pixels=1)
-        return runs.prepare(problem, dataset.train, epochs=epochs, batch_size=BATCH_SIZE, augment=shift)
+        return runs.prepare(
+            problem,
+            dataset.train,
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            augment=shift,
+            skip_nonfinite=config.skip_nonfinite,
+        )
 
     labels, nobody = objectives.hard_labels(), networks.nothing()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=2.0)

@@ -58,6 +58,8 @@ def write_report(
 ) -> None:
     """Writes the report's files and prints the table; `report.json` comes last, and says that the run is finished.
 
+    Of several hosts the first does that.
+
     Args:
       output: the folder.
       title: of report and figure.
@@ -71,6 +73,8 @@ def write_report(
       table: makes the table of the results; `accuracy_table` if not given.
       draw: makes the figure; `draw_accuracy` if not given.
     """
+    if jax.process_index() != 0:
+        return
     results = [summarize(row) | row.extra for row in rows]
     for size in batch_sizes:
         name = 'latency_ms' if size == 1 else f'latency_{size}_ms'

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import math
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,13 +16,23 @@ import tyro
 from experiments.reporting import write_json
 from kdjax import export, networks, quantization, training
 from kdjax.batches import Batch
+from kdjax.training import hosts
 
 
 def command_line(config: type, main: Callable[[Any], None]) -> None:
-    """Reads the flags into the config and runs main; what the user got wrong ends as one line on stderr."""
+    """Reads the flags into the config and runs main; what the user got wrong ends as one line on stderr.
+
+    A run that SIGTERM stopped ends with status 143, as shells report that signal, after its state is saved.
+    """
     arguments = tyro.cli(config, description=sys.modules[config.__module__].__doc__)
+    # Orbax logs the tracebacks of errors that it raises too.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
+        training.join_hosts()
         main(arguments)
+    except training.Preempted as error:
+        print(error, file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except (ValueError, training.NonFiniteLossError, OSError) as error:
         sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
 
@@ -33,7 +45,7 @@ def check_at_least_one(**values: int) -> None:
 
 
 def open_output(config: Any) -> pathlib.Path | None:
-    """Makes the output folder with `config.json`, or finds the run that it holds.
+    """Makes the output folder with `config.json`, or finds the run that it holds; several hosts share it.
 
     Returns:
       The folder; None if the run in it is finished, which is then said.
@@ -54,16 +66,22 @@ def open_output(config: Any) -> pathlib.Path | None:
                 'choose another --output, or remove that folder'
             )
         if (output / 'report.json').exists():
-            print((output / 'report.md').read_text())
-            print(f'This run is finished already; its report is {output / "report.md"}')
+            say((output / 'report.md').read_text())
+            say(f'This run is finished already; its report is {output / "report.md"}')
             return None
-        print(f'Resuming the run in {output}')
+        say(f'Resuming the run in {output}')
         return output
     if output.exists() and any(output.iterdir()):
         raise ValueError(f'{output} is not empty and holds no run: choose another --output')
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(file, wanted)
+    hosts.wait_for_hosts('output found')  # all have looked before the first one writes
+    hosts.on_first_host(lambda: write_json(file, wanted), 'output opened')
     return output
+
+
+def say(text: str) -> None:
+    """Prints once, however many hosts there are."""
+    if jax.process_index() == 0:
+        print(text)
 
 
 class Run(NamedTuple):
@@ -74,19 +92,33 @@ class Run(NamedTuple):
     epochs: int
     batch_size: int
     mesh: jax.sharding.Mesh
+    skip_nonfinite: int
 
 
-def prepare(problem: training.Distillation, data: Batch, *, epochs: int, batch_size: int, augment: Any = None) -> Run:
-    """Makes a run on as many devices as divide the batch.
+def prepare(
+    problem: training.Distillation,
+    data: Batch,
+    *,
+    epochs: int,
+    batch_size: int,
+    augment: Any = None,
+    skip_nonfinite: int = 0,
+) -> Run:
+    """Makes a run on as many devices as divide the batch; with several hosts, on all of theirs.
 
     Raises:
       ValueError: the data are fewer than a batch, or networks, objective and data do not fit; nothing has been written yet.
     """
+    if skip_nonfinite < 0:
+        raise ValueError(f'--skip-nonfinite must be at least 0, got {skip_nonfinite}')
+    if skip_nonfinite:
+        problem = training.skip_nonfinite(problem)
     training.steps_per_epoch(data, batch_size)
     jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
-    mesh = training.data_parallel(jax.devices()[: math.gcd(batch_size, len(jax.devices()))])
+    number = math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
+    mesh = training.data_parallel(jax.devices()[:number])
     epoch = training.epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
-    return Run(problem, epoch, epochs, batch_size, mesh)
+    return Run(problem, epoch, epochs, batch_size, mesh, skip_nonfinite)
 
 
 def train(
@@ -104,7 +136,8 @@ def train(
     """Trains for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
     example = {key: value[: run.batch_size] for key, value in data.items()}
     state = run.problem.init(jax.random.key(seed), example, student_variables=student_variables)
-    state, teacher_variables, data = training.replicate(run.mesh, (state, teacher_variables or {}, data))
+    state, teacher_variables = training.place(run.mesh, (state, teacher_variables or {}))
+    data = training.replicate(run.mesh, data)
     return training.fit(
         run.epoch,
         state,
@@ -116,6 +149,7 @@ def train(
         directory=output / 'checkpoints' / name,
         log=output / 'metrics.jsonl',
         name=name,
+        skip_nonfinite=run.skip_nonfinite,
     )
 
 
@@ -123,7 +157,7 @@ def ship(output: pathlib.Path, name: str, seed: int, variables: Any) -> tuple[in
     """Writes the file to ship, and returns its size and what a user would load from it."""
     file = output / 'networks' / f'seed{seed}' / file_name(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    export.save_weights(file, variables)
+    hosts.on_first_host(lambda: export.save_weights(file, variables), str(file))
     return shipped(output, name, seed)
 
 

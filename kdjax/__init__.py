@@ -5,16 +5,45 @@ functions of Flax modules, and `objectives` lifts losses to them; `training` tur
 into one step.
 """
 
-from kdjax import data as data
-from kdjax import export as export
-from kdjax import losses as losses
-from kdjax import metrics as metrics
-from kdjax import models as models
-from kdjax import networks as networks
-from kdjax import objectives as objectives
-from kdjax import paths as paths
-from kdjax import pruning as pruning
-from kdjax import quantization as quantization
-from kdjax import training as training
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdjax import data as data
+    from kdjax import export as export
+    from kdjax import losses as losses
+    from kdjax import metrics as metrics
+    from kdjax import models as models
+    from kdjax import networks as networks
+    from kdjax import objectives as objectives
+    from kdjax import paths as paths
+    from kdjax import pruning as pruning
+    from kdjax import quantization as quantization
+    from kdjax import training as training
 
 __version__ = '0.1.0'
+
+_PACKAGES = (
+    'data',
+    'export',
+    'losses',
+    'metrics',
+    'models',
+    'networks',
+    'objectives',
+    'paths',
+    'pruning',
+    'quantization',
+    'training',
+)
+
+
+def __getattr__(name: str) -> Any:
+    # Imported where they are first used: NNX, Orbax and grain take longer to import than jax, and a loss needs none of them.
+    if name in _PACKAGES:
+        return importlib.import_module(f'kdjax.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PACKAGES])

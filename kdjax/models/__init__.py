@@ -1,6 +1,7 @@
 """Flax Linen modules to distil from and into. Anything else that is a Flax module will do as well."""
 
 from kdjax.models.cnn import CNN as CNN
+from kdjax.models.convolutions import cpu_convolution as cpu_convolution
 from kdjax.models.convolutions import im2col_convolution as im2col_convolution
 from kdjax.models.layers import Convolution as Convolution
 from kdjax.models.mlp import MLP as MLP
@@ -9,3 +10,4 @@ from kdjax.models.narrowing import narrow as narrow
 from kdjax.models.resnet import ResNet as ResNet
 from kdjax.models.transformer import VisionTransformer as VisionTransformer
 from kdjax.models.vgg import VGG as VGG
+from kdjax.models.winograd import winograd_convolution as winograd_convolution

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 from flax.core import FrozenDict
 
+from kdjax.models.layers import Convolution, max_pool
 from kdjax.models.narrowing import within
 
 
@@ -20,6 +21,7 @@ class CNN(nn.Module):
       hidden: widths of the dense layers before the last.
       classes: number of classes.
       dropout: share of the dense activations that is dropped in training.
+      convolution: how convolutions are computed, see `kdjax.models.cpu_convolution`.
       narrowed: output channels of layers that have fewer, by path; see `kdjax.models.narrow`.
 
     >>> import jax, jax.numpy as jnp
@@ -33,6 +35,7 @@ class CNN(nn.Module):
     hidden: Sequence[int]
     classes: int = 10
     dropout: float = 0.0
+    convolution: Convolution = jax.lax.conv_general_dilated
     narrowed: FrozenDict[str, int] = FrozenDict()
 
     @nn.compact
@@ -40,7 +43,7 @@ class CNN(nn.Module):
         """Maps images [batch, height, width, channels] to logits [batch, classes]."""
         for i, channels in enumerate(self.channels):
             name = f'stage{i}'
-            x = _Stage(channels, within(self.narrowed, name), name=name)(x)
+            x = _Stage(channels, self.convolution, within(self.narrowed, name), name=name)(x)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.hidden):
             name = f'hidden{i}'
@@ -51,9 +54,11 @@ class CNN(nn.Module):
 
 class _Stage(nn.Module):
     channels: int
+    convolution: Convolution
     narrowed: FrozenDict[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.relu(nn.Conv(self.narrowed.get('conv', self.channels), (3, 3), name='conv')(x))
-        return nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+        channels = self.narrowed.get('conv', self.channels)
+        x = nn.Conv(channels, (3, 3), conv_general_dilated=self.convolution, name='conv')(x)
+        return max_pool(nn.relu(x))

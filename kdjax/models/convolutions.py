@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from kdjax.models.winograd import winograd_convolution
+
 _LAYOUTS = 'NHWC', 'HWIO', 'NHWC'
+_FEW_CHANNELS = 4
 
 
 def im2col_convolution(
@@ -79,3 +82,27 @@ def im2col_convolution(
         patches, kernel.reshape(-1, kernel.shape[-1]), precision=precision, preferred_element_type=preferred_element_type
     )
     return flat.reshape(inputs.shape[0], rows, columns, -1)
+
+
+def cpu_convolution(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
+    """A convolution of images as CPUs train it fastest.
+
+    Images of up to four channels go through `im2col_convolution`, wide 3x3 layers through `winograd_convolution`, and the rest
+    through `lax.conv_general_dilated`, whose arguments it takes. XLA's own convolutions are slow on CPUs where channels are
+    few, and in their gradients. Only reverse-mode derivatives go through it. Quantize the module, and remove channels, with its
+    own convolutions: the variables are the same.
+
+    >>> import jax.numpy as jnp
+    >>> cpu_convolution(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5)), (2, 2), 'SAME').shape
+    (2, 4, 4, 5)
+    """
+    dilated = {*(options.get('lhs_dilation') or (1,)), *(options.get('rhs_dilation') or (1,))} != {1}
+    if inputs.ndim == 4 and inputs.shape[-1] <= _FEW_CHANNELS and not dilated and options.get('feature_group_count', 1) == 1:
+        return im2col_convolution(inputs, kernel, window_strides, padding, **options)
+    return winograd_convolution(inputs, kernel, window_strides, padding, **options)

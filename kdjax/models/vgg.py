@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models.layers import batch_norm, convolution
+from kdjax.models.layers import batch_norm, convolution, max_pool
 from kdjax.models.narrowing import within
 
 
@@ -76,5 +76,4 @@ class _Stage(nn.Module):
             name = f'conv{i}'
             x = convolution(self.narrowed.get(name, self.channels), 3, use_bias=self.use_bias, name=name)(x)
             x = nn.relu(batch_norm(train, f'norm{i}')(x))
-        window = min(2, x.shape[1]), min(2, x.shape[2])
-        return nn.max_pool(x, window_shape=window, strides=window)
+        return max_pool(x)

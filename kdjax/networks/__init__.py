@@ -1,5 +1,7 @@
 """Networks as pairs of pure functions, made from Flax modules and from each other."""
 
+from kdjax.networks.computation import mixed_precision as mixed_precision
+from kdjax.networks.computation import rematerialize as rematerialize
 from kdjax.networks.linen import from_linen as from_linen
 from kdjax.networks.network import Apply as Apply
 from kdjax.networks.network import Network as Network

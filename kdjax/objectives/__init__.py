@@ -10,6 +10,7 @@ objective = combine(
 from kdjax.batches import Batch as Batch
 from kdjax.objectives.arguments import batch_mean as batch_mean
 from kdjax.objectives.combinators import constraint as constraint
+from kdjax.objectives.combinators import from_recorded_logits as from_recorded_logits
 from kdjax.objectives.combinators import in_stages as in_stages
 from kdjax.objectives.contrastive import crd as crd
 from kdjax.objectives.contrastive import info_nce as info_nce

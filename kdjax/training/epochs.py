@@ -2,24 +2,40 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from kdjax.batches import Batch
 from kdjax.metrics import Mean
 from kdjax.networks import Variables
-from kdjax.training.sharding import check_divisible
+from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, in_view
+from kdjax.training.sharding import check_divisible, distribute
 from kdjax.training.step import Distillation, TrainState
 
-Epoch = Callable[[TrainState, Variables, Batch], tuple[TrainState, list[dict[str, Mean]]]]
-"""`epoch(state, teacher_variables, data) -> (state, metrics)`: the metrics of its steps, in order, each leaf with a leading
-axis of the steps that were dispatched together."""
 
-Augment = Callable[[jax.Array, Any], Any]
-"""`augment(key, input) -> input`, a pure function of a key and one example."""
+class Epoch(NamedTuple):
+    """One epoch of training, a function: `epoch(state, teacher_variables, data, stop=None) -> (state, metrics)`.
+
+    It runs from where the state stands to the end of the epoch; `stop()` is asked after every dispatch, and ends it there if it
+    is true. The metrics are those of the steps that ran, in order, each leaf with a leading axis of the steps that were
+    dispatched together.
+
+    Attributes:
+      run: `run(state, teacher_variables, data, stop)`, which is what calling the epoch does.
+      batch_size: examples a step.
+    """
+
+    run: Callable[..., tuple[TrainState, list[dict[str, Mean]]]]
+    batch_size: int
+
+    def __call__(
+        self, state: TrainState, teacher_variables: Variables, data: Any, stop: Callable[[], bool] | None = None
+    ) -> tuple[TrainState, list[dict[str, Mean]]]:
+        """Runs the epoch, or what is left of it."""
+        return self.run(state, teacher_variables, data, stop)
 
 
 def epoch(
@@ -27,6 +43,7 @@ def epoch(
     *,
     batch_size: int,
     augment: Augment | None = None,
+    views: Views | None = None,
     mesh: Mesh | None = None,
     steps_per_dispatch: int | None = None,
 ) -> Epoch:
@@ -39,33 +56,33 @@ def epoch(
       distillation: the training problem.
       batch_size: examples a step.
       augment: applied to every example with a key of its own.
-      mesh: devices to split each batch over; state, teacher and data must be replicated on it.
+      views: augmented views that repeat, in place of `augment`: those that `record_teacher` has recorded.
+      mesh: devices to split each batch over; state and teacher must be on it as `place` lays them out, and stay so, the data
+        replicated.
       steps_per_dispatch: steps that run as one `lax.scan`. By default the whole epoch on accelerators and one step on CPUs,
         where XLA runs convolutions inside loops several times slower than outside.
 
     Returns:
-      The function; data is a dictionary of arrays, `'inputs'` and perhaps `'labels'`, [examples, ...]. The state must stand
-      at the start of an epoch.
+      The function; data is a dictionary of arrays, `'inputs'` and perhaps `'labels'`, [examples, ...].
 
     Raises:
-      ValueError: the batch does not divide over the devices, or, from the function, there are fewer examples than a batch has,
-        or the state stands within an epoch.
+      ValueError: the batch does not divide over the devices, or, from the function, there are fewer examples than a batch has.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    check_augmentation(augment, views)
     if mesh is not None:
         check_divisible(mesh, batch_size)
+        distillation = distribute(mesh, distillation)
 
     def step(state: TrainState, teacher_variables: Variables, data: Batch, order: jax.Array) -> Any:
         number, position = jnp.divmod(state.step, order.shape[0])
         indices = order[position]
         batch = {name: array[indices] for name, array in data.items()}
-        if augment is not None:
-            key = jax.random.fold_in(_stream(state.key, 'augment'), number)
-            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-            batch['inputs'] = jax.vmap(augment)(keys, batch['inputs'])
-        if mesh is not None:
-            batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec('data')))
+        if views is not None:
+            batch = in_view(batch, views, number)
+        key = stream(state.key, 'augment')
+        batch['inputs'] = augmented(batch['inputs'], indices, number, augment=augment, key=key, views=views)
         return distillation.step(state, teacher_variables, batch)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
@@ -75,33 +92,41 @@ def epoch(
             return state, jax.tree.map(lambda x: x[None], metrics)
         return jax.lax.scan(lambda state, _: step(state, teacher_variables, data, order), state, length=steps)
 
-    def run(state: TrainState, teacher_variables: Variables, data: Batch) -> tuple[TrainState, list[dict[str, Mean]]]:
+    def run(
+        state: TrainState, teacher_variables: Variables, data: Batch, stop: Callable[[], bool] | None
+    ) -> tuple[TrainState, list[dict[str, Mean]]]:
         steps = steps_per_epoch(data, batch_size)
         at_once = steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else steps)
-        # Asked only where the answer is there, as after a checkpoint was restored: waiting for it would hold the device up.
-        if state.step.is_ready() and int(state.step) % steps:
-            raise ValueError(
-                f'the state stands at step {int(state.step)}, within an epoch of {steps} steps: '
-                'it comes from a run with batches or data of another size'
-            )
         data = {name: jnp.asarray(array) for name, array in data.items()}
         order = _shuffle(state.key, state.step, data['inputs'].shape[0], batch_size)
         metrics = []
-        for start in range(0, steps, at_once):
+        for start in range(int(state.step) % steps, steps, at_once):
             state, some = dispatch(state, teacher_variables, data, order, min(at_once, steps - start))
             metrics.append(some)
+            if stop is not None and stop():
+                break
         return state, metrics
 
-    return run
+    return Epoch(run, batch_size)
 
 
-def steps_per_epoch(data: Batch, batch_size: int) -> int:
+def count_examples(data: Any) -> int:
+    """Number of examples of a data set: a dictionary of arrays, or a sequence of examples.
+
+    >>> import numpy as np
+    >>> count_examples({'inputs': np.zeros((5, 2))}), count_examples([{'inputs': 1.0}] * 3)
+    (5, 3)
+    """
+    return data['inputs'].shape[0] if isinstance(data, dict) else len(data)
+
+
+def steps_per_epoch(data: Any, batch_size: int) -> int:
     """Number of whole batches in a data set.
 
     Raises:
       ValueError: there is none.
     """
-    examples = data['inputs'].shape[0]
+    examples = count_examples(data)
     if examples < batch_size:
         raise ValueError(f'the training split has {examples} examples, fewer than one batch of {batch_size}')
     return examples // batch_size
@@ -111,10 +136,11 @@ def steps_per_epoch(data: Batch, batch_size: int) -> int:
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _shuffle(key: jax.Array, step: jax.Array, examples: int, batch_size: int) -> jax.Array:
     steps = examples // batch_size
-    key = jax.random.fold_in(_stream(key, 'shuffle'), step // steps)
+    key = jax.random.fold_in(stream(key, 'shuffle'), step // steps)
     return jax.random.permutation(key, examples)[: steps * batch_size].reshape(steps, batch_size)
 
 
-def _stream(key: jax.Array, use: str) -> jax.Array:
+def stream(key: jax.Array, use: str) -> jax.Array:
+    """The key of a run's order, or of its augmentation."""
     # Steps fold their number into the run's key; these streams must not meet theirs, so they fold in numbers above any step's.
     return jax.random.fold_in(key, {'shuffle': 2**32 - 1, 'augment': 2**32 - 2}[use])

@@ -1,15 +1,18 @@
 """What a network is worth on a data set, as sums and counts."""
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax.batches import Batch
 from kdjax.metrics import Mean, mean
 from kdjax.networks import Network, Variables
+from kdjax.training.sharding import mesh_of, shard_batch
 
 Evaluate = Callable[..., dict[str, Mean]]
 """`evaluate(variables, data, teacher_variables=None) -> metrics`."""
@@ -18,10 +21,14 @@ Evaluate = Callable[..., dict[str, Mean]]
 def evaluator(network: Network, *, teacher: Network | None = None, batch_size: int = 256, bins: int = 15) -> Evaluate:
     """Makes a function that measures a network on labelled data.
 
+    Where variables live on a mesh, of several hosts perhaps, each batch is split over its devices, and every host gets the
+    same numbers.
+
     Args:
       network: the network.
       teacher: a network to compare with; its agreement with `network` is measured too.
-      batch_size: examples at a time; the last batch is padded and the padding is not counted.
+      batch_size: examples at a time, rounded up to a multiple of the devices; the last batch is padded and the padding is not
+        counted.
       bins: bins of the calibration error.
 
     Returns:
@@ -39,8 +46,8 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
       Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. 2017. https://arxiv.org/abs/1706.04599
     """
 
-    @jax.jit
-    def evaluate_batch(variables: Variables, teacher_variables: Variables, batch: Batch) -> dict[str, Mean]:
+    @functools.partial(jax.jit, static_argnums=3)
+    def evaluate_batch(variables: Variables, teacher_variables: Variables, batch: Batch, mesh: Mesh | None) -> dict[str, Mean]:
         outputs, _ = network.apply(variables, batch['inputs'], train=False)
         logits, labels, kept = outputs.logits.astype(jnp.float32), batch['labels'], batch['mask']
         correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
@@ -56,7 +63,7 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
             teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
             agrees = jnp.argmax(teacher_outputs.logits, axis=-1) == jnp.argmax(logits, axis=-1)
             metrics['agreement'] = mean(agrees, kept)
-        return metrics
+        return metrics if mesh is None else jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
 
     def evaluate(variables: Variables, data: Batch, teacher_variables: Variables | None = None) -> dict[str, Mean]:
         if 'labels' not in data:
@@ -64,13 +71,15 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
         examples = data['inputs'].shape[0]
         if not examples:
             raise ValueError('evaluation: the split is empty')
-        total = None
-        for start in range(0, examples, batch_size):
+        mesh, total = mesh_of((variables, teacher_variables)), None
+        size = batch_size if mesh is None else -(-batch_size // mesh.size) * mesh.size
+        for start in range(0, examples, size):
             # One shape for all batches, so one compilation: the last one is filled up with the first example.
-            indices = np.arange(start, start + batch_size)
+            indices = np.arange(start, start + size)
             kept = indices < examples
-            batch = {name: data[name][np.where(kept, indices, 0)] for name in ('inputs', 'labels')}
-            metrics = evaluate_batch(variables, teacher_variables, {**batch, 'mask': kept})
+            batch = {name: data[name][np.where(kept, indices, 0)] for name in ('inputs', 'labels')} | {'mask': kept}
+            batch = batch if mesh is None else shard_batch(mesh, batch)
+            metrics = evaluate_batch(variables, teacher_variables, batch, mesh)
             total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
         return total
 

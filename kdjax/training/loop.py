@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean, add, compute
+from kdjax.metrics import Mean, compute
 from kdjax.networks import Variables
-from kdjax.training import checkpoints
-from kdjax.training.epochs import Epoch
+from kdjax.training import checkpoints, preemption
+from kdjax.training.epochs import Epoch, count_examples, steps_per_epoch
 from kdjax.training.step import TrainState
 
 
@@ -25,7 +25,7 @@ class Fitted(NamedTuple):
       state: the state after the last epoch.
       best_variables: the student's variables after the best epoch, by validation; those of the last without validation.
       best_epoch: its number, from 1; of equals the last.
-      resumed_from: the epoch after which this call took up the run, 0 for a fresh one.
+      resumed_from: the number of whole epochs that this call found done, 0 for a fresh run.
     """
 
     state: TrainState
@@ -52,8 +52,12 @@ def fit(
     log: str | pathlib.Path | None = None,
     name: str = 'train',
     progress: bool = True,
+    skip_nonfinite: int = 0,
 ) -> Fitted:
     """Trains for a number of epochs in all, taking up an earlier run of the same folder where it stopped.
+
+    A run may be killed at any moment, and taken up by the same call: it ends with the same numbers, bit for bit. At SIGTERM it
+    saves its state first, within an epoch too, and raises `Preempted`.
 
     Args:
       epoch: runs one epoch, see `training.epoch`.
@@ -65,88 +69,133 @@ def fit(
       monitor: the metric of `validate` that tells the best epoch, the larger the better.
       every: epochs between two validations, which are followed by a checkpoint; the last epoch always has both.
       directory: folder for the checkpoints; None keeps none.
-      log: file for the metrics, one JSON object a line; lines of epochs that are run again are replaced.
+      log: file for the metrics, one JSON object a line; lines of steps that are run again are replaced. An epoch that was
+        interrupted has a line for each part.
       name: of this run, in the log and the progress bar.
       progress: whether to show the bar, on a terminal.
+      skip_nonfinite: how many steps of this call may be skipped; `epoch` must be of a problem that `training.skip_nonfinite`
+        made.
 
     Returns:
       The result.
 
     Raises:
-      ValueError: an argument is out of range, or the folder holds checkpoints of another model.
-      NonFiniteLossError: the loss is not finite. Nothing of that epoch is saved; the last good checkpoint stays.
+      ValueError: an argument is out of range, or the folder holds checkpoints of another model or of other batches.
+      NonFiniteLossError: the loss is not finite, or more steps were skipped than allowed. Nothing of that epoch is saved; the
+        last good checkpoint stays.
+      OSError: a checkpoint could not be written, as on a full disk; the last good one stays.
+      Preempted: SIGTERM came; the state is saved.
     """
     if epochs < 1 or every < 1:
         raise ValueError(f'fit: epochs and every must be at least 1, got {epochs} and {every}')
+    if skip_nonfinite < 0:
+        raise ValueError(f'fit: skip_nonfinite must be at least 0, got {skip_nonfinite}')
+    steps = steps_per_epoch(data, epoch.batch_size)
+    settings = {'examples': count_examples(data), 'batch_size': epoch.batch_size}
     teacher_variables = {} if teacher_variables is None else teacher_variables
     manager = None
     if directory is not None:
         manager = checkpoints.checkpoint_manager(directory, monitor=None if validate is None else monitor)
     try:
-        first = 0
-        if manager is not None and (restored := checkpoints.restore_newest(manager, state)) is not None:
-            first, state = restored
-            if first > epochs:
-                raise ValueError(f'{directory} holds {first} epochs, more than the {epochs} asked for: choose another folder')
-        log = _MetricsLog(log, name, first)
+        if manager is not None and (restored := checkpoints.restore_newest(manager, state, settings)) is not None:
+            _, state = restored
+        start = step = int(state.step)
+        first = start // steps
+        if start > epochs * steps:
+            raise ValueError(
+                f'{directory} holds {start / steps:g} epochs, more than the {epochs} asked for: choose another folder'
+            )
+        log = _MetricsLog(log, name, start)
         best: tuple[float, int, Any] | None = None
-        unread: list[tuple[int, list[dict[str, Mean]]]] = []
+        unread: list[tuple[int, int, list[dict[str, Mean]]]] = []
+        skipped = 0
         writer = jax.process_index() == 0
-        with tqdm(total=epochs, initial=first, desc=name, leave=False, disable=None if progress and writer else True) as bar:
+        bar = tqdm(total=epochs, initial=first, desc=name, leave=False, disable=None if progress and writer else True)
+        with bar, preemption.notices(start) as stop:
             for number in range(first + 1, epochs + 1):
-                state, metrics = epoch(state, teacher_variables, data)
-                unread.append((number, metrics))
-                due = number % every == 0 or number == epochs
+                begun = step
+                state, metrics = epoch(state, teacher_variables, data, stop)
+                step += sum(len(chunk['loss'].total) for chunk in metrics)
+                unread.append((number, begun, metrics))
+                due = step == number * steps and (number % every == 0 or number == epochs)
+                stopped = stop(step)
                 # Reading waits for the device, so between checkpoints the epoch before the one that runs now is read.
-                while len(unread) > (0 if due else 1):
-                    last = _read(*unread.pop(0), directory)
+                while len(unread) > (0 if due or stopped else 1):
+                    last, more = _read(*unread.pop(0), skip_nonfinite - skipped, directory)
+                    skipped += more
                     log.write(last)
-                    bar.set_postfix(loss=f'{last["loss"]:.4f}')
-                bar.update()
-                if not due:
+                    bar.set_postfix(loss=f'{last.get("loss", np.nan):.4f}')
+                if step == number * steps:
+                    bar.update()
+                if not due and not stopped:
                     continue
-                measured = {} if validate is None else compute(validate(state.variables))
-                log.write({'epoch': number, **{f'validation/{key}': value for key, value in measured.items()}})
-                if validate is not None and not np.isfinite(measured.get(monitor, np.nan)):
-                    raise ValueError(f'fit: the metric {monitor!r} of epoch {number} is missing or not finite in {measured}')
-                # Of equals the last is best, as Orbax has it.
-                if validate is not None and (best is None or measured[monitor] >= best[0]):
-                    # The state is donated to the next epoch, so what is kept is a copy.
-                    best = (measured[monitor], number, jax.tree.map(jnp.copy, state.variables))
+                measured: dict[str, float] = {}
+                if due and validate is not None:
+                    measured = compute(validate(state.variables))
+                    log.write({'epoch': number, 'step': step, **{f'validation/{key}': x for key, x in measured.items()}})
+                    if not np.isfinite(measured.get(monitor, np.nan)):
+                        raise ValueError(
+                            f'fit: the metric {monitor!r} of epoch {number} is missing or not finite in {measured}'
+                        )
+                    # Of equals the last is best, as Orbax has it.
+                    if best is None or measured[monitor] >= best[0]:
+                        # The state is donated to the next epoch, so what is kept is a copy.
+                        best = (measured[monitor], number, jax.tree.map(jnp.copy, state.variables))
                 if manager is not None:
-                    checkpoints.save(manager, number, state, measured or None)
-        if validate is None:
-            best = (0.0, epochs, state.variables)
-        elif manager is not None and first > 0:
-            manager.wait_until_finished()
-            best_epoch = manager.best_step()
-            if best_epoch is None:
-                raise ValueError(f'{directory} was trained without validation, so it has no best epoch: choose another folder')
-            best = (0.0, best_epoch, checkpoints.restore(manager, best_epoch, state).variables)
-        return Fitted(state, best[2], best[1], first)
+                    checkpoints.save(manager, step, state, measured, settings)
+                if stop(step):
+                    raise _preempted(step, manager)
+        if validate is None or (manager is None and best is None):
+            return Fitted(state, state.variables, epochs, first)
+        if manager is None or start == 0:
+            return Fitted(state, best[2], best[1], first)
+        checkpoints.wait(manager)
+        restored = checkpoints.restore_best(manager, state, settings)
+        if restored is None:
+            raise ValueError(f'{directory} was trained without validation, so it has no best epoch: choose another folder')
+        return Fitted(state, restored[1].variables, restored[0] // steps, first)
     finally:
         if manager is not None:
-            manager.close()
+            checkpoints.close(manager)
 
 
-def _read(number: int, metrics: list[dict[str, Mean]], directory: Any) -> dict[str, Any]:
-    """Fetches an epoch's metrics, makes sure that they are finite, and averages them."""
+def _read(number: int, begun: int, metrics: list[dict[str, Mean]], allowed: int, directory: Any) -> tuple[dict[str, Any], int]:
+    """Fetches the metrics of an epoch's steps, makes sure that they are finite, and averages them; counts skipped steps."""
     fetched = jax.device_get(metrics)
-    losses = np.concatenate([chunk['loss'].total for chunk in fetched])
-    steps = len(losses)
+    series = {key: Mean(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]}
+    losses = series['loss'].total
+    kept = 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
     if not np.isfinite(losses).all():
         at = int(np.argmax(~np.isfinite(losses)))
-        values = {key: np.concatenate([chunk[key].total for chunk in fetched])[at] for key in fetched[0]}
-        terms = [key for key, value in values.items() if f'{key}/weighted' in values and not np.isfinite(value)]
+        terms = [key for key in series if f'{key}/weighted' in series and not np.isfinite(series[key].total[at])]
         culprit = f'term {", ".join(terms)}' if terms else 'the sum of the terms'
-        kept = 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
-        raise NonFiniteLossError(f'the loss is not finite at step {(number - 1) * steps + at}, from {culprit}; {kept}')
-    sums = add(*({key: Mean(*(x.sum(axis=0) for x in mean)) for key, mean in chunk.items()} for chunk in fetched))
-    return {'epoch': number, 'step': number * steps, **compute(sums)}
+        raise NonFiniteLossError(f'the loss is not finite at step {begun + at}, from {culprit}; {kept}')
+    skipped = np.zeros(len(losses))
+    if 'skipped' in series:
+        skipped = series['skipped'].total
+    elif allowed:
+        raise ValueError('fit: skip_nonfinite needs an epoch of a problem that training.skip_nonfinite made')
+    if skipped.sum() > allowed:
+        at = int(np.argmax(np.cumsum(skipped) > allowed))
+        raise NonFiniteLossError(f'step {begun + at} is not finite, and no more steps may be skipped; {kept}')
+    averages = compute({key: Mean(*(x.astype(np.float64).sum(axis=0) for x in mean)) for key, mean in series.items()})
+    return {'epoch': number, 'step': begun + len(losses), **averages}, int(skipped.sum())
+
+
+def _preempted(step: int, manager: Any) -> preemption.Preempted:
+    """Waits until the state is on disk, and says so."""
+    if manager is None:
+        return preemption.Preempted(
+            f'stopped by SIGTERM at step {step}; nothing is kept, as there is no folder for checkpoints'
+        )
+    checkpoints.wait(manager)
+    return preemption.Preempted(
+        f'stopped by SIGTERM at step {step}, which is saved in {manager.directory}: the same command resumes there'
+    )
 
 
 class _MetricsLog:
-    """A file of JSON lines that several runs share; a run that resumes drops its own lines after the epoch it resumes from."""
+    """A file of JSON lines that several runs share; a run that resumes drops its own lines after the step it resumes from."""
 
     def __init__(self, path: str | pathlib.Path | None, name: str, resume_from: int) -> None:
         self.path = None if path is None or jax.process_index() != 0 else pathlib.Path(path)
@@ -165,7 +214,7 @@ class _MetricsLog:
             record = json.loads(line)
         except json.JSONDecodeError:
             return True  # A run that was killed may have left half a line.
-        return record['run'] == self.name and record['epoch'] > resume_from
+        return record['run'] == self.name and record['step'] > resume_from
 
     def write(self, record: dict[str, Any]) -> None:
         if self.path is not None:

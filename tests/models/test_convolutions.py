@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from model_checks import filled
 
 from kdjax import models, networks
+from kdjax.models.layers import max_pool
 
 
 def convolve(convolution: Callable, strides: tuple[int, int], padding: object) -> Callable:
@@ -87,3 +89,44 @@ def test_resnet_with_im2col_is_the_resnet() -> None:
 def test_convolutions_that_im2col_does_not_know_are_errors(inputs: tuple, kernel: tuple, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f'^im2col_convolution: .*{message}'):
         models.im2col_convolution(jnp.ones(inputs), jnp.ones(kernel), (1, 1), 'SAME', **options)
+
+
+@pytest.mark.parametrize('size', [(4, 6), (5, 3), (1, 4), (2, 1), (1, 1)])
+def test_max_pool_is_flax_pooling(size: tuple) -> None:
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((3, *size, 2)), jnp.float32)
+    window = min(2, size[0]), min(2, size[1])
+
+    def with_gradient(pool: Callable) -> tuple:
+        output, pullback = jax.vjp(pool, images)
+        return output, pullback(jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape))[0]
+
+    got, wanted = with_gradient(max_pool), with_gradient(lambda x: nn.max_pool(x, window, strides=window))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize(
+    'channels, options, ways',
+    [
+        ((3, 8), {}, ('dot_general', 1)),
+        ((64, 32), {}, ('dot_general', 16)),
+        ((16, 32), {}, ('conv_general_dilated', 1)),
+        ((1, 4), {'feature_group_count': 4}, ('conv_general_dilated', 1)),
+        ((3, 8), {'rhs_dilation': (2, 2)}, ('conv_general_dilated', 1)),
+    ],
+)
+def test_cpu_convolution_chooses_and_computes_the_same(channels: tuple, options: dict, ways: tuple) -> None:
+    rng = np.random.default_rng(0)
+    inputs, kernel = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((2, 6, 4, channels[0] * options.get('feature_group_count', 1)), (3, 3, *channels))
+    )
+
+    def run(convolution: Callable) -> Callable:
+        return lambda x, w: convolution(x, w, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options)
+
+    got, wanted = (jax.jit(run(f))(inputs, kernel) for f in (models.cpu_convolution, jax.lax.conv_general_dilated))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+    way, count = ways
+    text = str(jax.make_jaxpr(run(models.cpu_convolution))(inputs, kernel))
+    # Beside the products of the tiles there are two of the kernel with its matrices.
+    assert text.count(f'{way}[') in (count, count + 2)

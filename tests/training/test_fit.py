@@ -138,7 +138,7 @@ def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
     result = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
     assert result.best_epoch == 2
     chex.assert_trees_all_equal(jax.device_get(result.best_variables), kept[0.9])
-    assert sorted(int(path.name) for path in (tmp_path / 'c').iterdir() if path.is_dir()) == [2, 4, 5]
+    assert sorted(int(path.name) for path in (tmp_path / 'c').iterdir() if path.is_dir()) == [8, 16, 20]
     found = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
     assert found.best_epoch == 2
     chex.assert_trees_all_equal(jax.device_get(found.best_variables), kept[0.9])
@@ -166,37 +166,55 @@ def test_a_folder_without_validation_has_no_best_epoch(problem, one_epoch, tmp_p
         fit(problem, one_epoch, 1, directory=tmp_path / 'c', validate=validate_with(problem))
 
 
-def test_a_state_within_an_epoch_is_refused(problem, one_epoch):
-    batch = {name: x[:16] for name, x in problem.data.items()}
-    state, _ = problem.distillation.step(problem.start(), problem.teacher_variables, batch)
-    jax.block_until_ready(state)
-    with pytest.raises(ValueError, match='the state stands at step 1, within an epoch of 4 steps'):
-        one_epoch(state, problem.teacher_variables, problem.data)
+@pytest.mark.parametrize('steps_per_dispatch', [1, 2])
+def test_an_epoch_that_is_stopped_goes_on_where_it_stands(steps_per_dispatch):
+    """`stop` is asked after every dispatch; the parts are the whole, example by example."""
+    problem = recording_distillation()
+    examples = {'inputs': 2.0 ** np.arange(12, dtype=np.float32)[:, None]}
+    run = training.epoch(problem, batch_size=2, steps_per_dispatch=steps_per_dispatch)
+    _, whole = run(problem.init(jax.random.key(0), examples), {}, examples)
+    state, parts = problem.init(jax.random.key(0), examples), []
+    for stops in (1, 7):
+        answers = iter([False] * (stops - 1) + [True])
+        state, measured = run(state, {}, examples, lambda answers=answers: next(answers))
+        parts.append(measured)
+    totals = [np.concatenate([chunk['seen'].total for chunk in measured]).tolist() for measured in (whole, *parts)]
+    assert totals[0] == totals[1] + totals[2]
+    assert [len(part) for part in totals] == [6, steps_per_dispatch, 6 - steps_per_dispatch]
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit(problem, one_epoch, tmp_path):
+    runs = []
+    for name in ('one', 'other'):
+        # Compiled anew, with augmentation, dropout and checkpoints.
+        again = training.epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
+        runs.append(fit(problem, again, 2, directory=tmp_path / name, log=tmp_path / f'{name}.jsonl', name='run'))
+    chex.assert_trees_all_equal(host(runs[0].state), host(runs[1].state))
+    assert (tmp_path / 'one.jsonl').read_text() == (tmp_path / 'other.jsonl').read_text()
 
 
 def test_log_holds_every_epoch_once_even_after_a_crash(problem, one_epoch, tmp_path):
     log = tmp_path / 'log.jsonl'
-    other = json.dumps({'run': 'other', 'epoch': 9})
+    other = json.dumps({'run': 'other', 'epoch': 9, 'step': 36})
     log.write_text(other + '\n')
     fit(problem, one_epoch, 2, directory=tmp_path / 'c', log=log, name='a')
     with log.open('a') as file:  # an epoch after the last checkpoint, and half a line: what a killed run leaves
-        file.write(json.dumps({'run': 'a', 'epoch': 3, 'loss': 1.0}) + '\n{"run": "a", "epo')
+        file.write(json.dumps({'run': 'a', 'epoch': 3, 'step': 12, 'loss': 1.0}) + '\n{"run": "a", "epo')
     fit(problem, one_epoch, 4, directory=tmp_path / 'c', log=log, name='a')
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert records[0] == json.loads(other)
-    assert [r['epoch'] for r in records if r['run'] == 'a' and 'loss' in r] == [1, 2, 3, 4]
-    assert records[-2]['step'] == 16
-    assert {'hard', 'soft', 'soft/weighted', 'soft/weight', 'hint', 'similarity'} <= set(records[-2])
+    assert [(r['epoch'], r['step']) for r in records[1:]] == [(1, 4), (2, 8), (3, 12), (4, 16)]
+    assert {'loss', 'hard', 'soft', 'soft/weighted', 'soft/weight', 'hint', 'similarity'} <= set(records[-1])
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # Orbax's own abandoned coroutines
 def test_half_written_newest_checkpoint_is_passed_over(problem, one_epoch, tmp_path):
     whole = fit(problem, one_epoch, 3, directory=tmp_path / 'whole')
     fit(problem, one_epoch, 2, directory=tmp_path / 'c')
-    for file in (tmp_path / 'c' / '2' / 'default').rglob('*'):
+    for file in (tmp_path / 'c' / '8' / 'default').rglob('*'):
         if file.is_file() and file.parent.name == 'd':
             file.write_bytes(file.read_bytes()[:10])
-    with pytest.warns(UserWarning, match='checkpoint 2 .* cannot be read; training resumes from 1'):
+    with pytest.warns(UserWarning, match='checkpoint 8 .* cannot be read; training resumes from 4'):
         resumed = fit(problem, one_epoch, 3, directory=tmp_path / 'c')
     assert resumed.resumed_from == 1
     chex.assert_trees_all_equal(host(whole.state), host(resumed.state))
@@ -231,7 +249,7 @@ def test_non_finite_loss_names_step_and_term_and_keeps_the_last_good_checkpoint(
         training.fit(
             one_epoch, problem.start(), problem.teacher_variables, spoilt, epochs=3, directory=directory, progress=False
         )
-    assert [int(path.name) for path in directory.iterdir() if path.is_dir()] == [1]
+    assert [int(path.name) for path in directory.iterdir() if path.is_dir()] == [4]
 
 
 def test_non_finite_term_of_a_nested_objective_is_named():

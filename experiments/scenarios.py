@@ -1,0 +1,131 @@
+"""What the scenarios share: part of a data set, a network that learns with Adam, and a report of what was shipped."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optax
+
+from experiments import reporting, runs
+from kdjax import data, metrics, networks, objectives, training
+from kdjax.batches import Batch
+
+
+def load(name: str, *, data_dir: str | None = None, examples: int | None = None) -> data.Dataset:
+    """Loads a data set, of whose training split a fifth is held out for validation and only some examples are kept.
+
+    Args:
+      name: as `data.load` knows it.
+      data_dir: where TensorFlow Datasets keeps its data.
+      examples: how many, the same in every run; all if not given.
+
+    Raises:
+      ValueError: the training split has fewer.
+    """
+    dataset = data.load(name, data_dir=data_dir, validation=0.2)
+    everything = len(dataset.train['labels'])
+    examples = everything if examples is None else examples
+    if not 1 <= examples <= everything:
+        raise ValueError(f'--examples must be between 1 and {everything}, got {examples}')
+    return dataset._replace(train=data.take(dataset.train, np.random.default_rng(0).permutation(everything)[:examples]))
+
+
+def learn(
+    student: networks.Network,
+    objective: objectives.Objective,
+    split: Batch,
+    *,
+    rate: float,
+    epochs: int,
+    batch_size: int,
+    teacher: networks.Network | None = None,
+) -> runs.Run:
+    """A run with Adam, whose learning rate falls from `rate` to 0 along a cosine; without a teacher, of a student alone."""
+    schedule = optax.cosine_decay_schedule(rate, epochs * training.steps_per_epoch(split, batch_size))
+    problem = training.distillation(student, teacher or networks.nothing(), objective, optax.adam(schedule))
+    return runs.prepare(problem, split, epochs=epochs, batch_size=batch_size)
+
+
+def trainer(output: pathlib.Path, split: Batch, seed: int) -> Callable[..., dict[str, Any]]:
+    """Makes the function that trains the networks of one seed, with `runs.train`.
+
+    Returns:
+      `train(name, run, teacher=None, *, student=None, key=seed) -> variables`: teacher and student are variables, of the teacher
+      and to start from, and networks of other keys have other initial parameters and batches.
+    """
+
+    def train(name: str, run: runs.Run, teacher: Any = None, *, student: Any = None, key: int = seed) -> dict[str, Any]:
+        folder = f'seed{seed}/{runs.folder_name(name)}'
+        variables = {'teacher_variables': teacher, 'student_variables': student}
+        return runs.train(run, split, seed=key, output=output, name=folder, **variables).state.variables
+
+    return train
+
+
+def by_name(seeds: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What the seeds made, each under the same names, as one list for every name.
+
+    >>> by_name([{'teacher': 1, 'student': 2}, {'teacher': 3, 'student': 4}])
+    {'teacher': [1, 3], 'student': [2, 4]}
+    """
+    collected: dict[str, list[Any]] = {}
+    for made in seeds:
+        for name, value in made.items():
+            collected.setdefault(name, []).append(value)
+    return collected
+
+
+def measure(
+    network_of: Mapping[str, networks.Network],
+    trained: Mapping[str, Sequence[Any]],
+    test: Batch,
+    output: pathlib.Path,
+) -> list[reporting.Row]:
+    """Ships the variables of every name and seed, loads them again, and measures their accuracy.
+
+    Args:
+      network_of: by name.
+      trained: variables of every seed, by name.
+      test: the test split.
+      output: folder of the run.
+    """
+    evaluators = {network: training.evaluator(network) for network in network_of.values()}
+
+    def row(name: str, each_seed: Sequence[Any]) -> reporting.Row:
+        network = network_of[name]
+        shipped = [runs.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)]
+        accuracies = [metrics.compute(evaluators[network](variables, test))['accuracy'] for _, variables in shipped]
+        return reporting.Row(name, accuracies, max(size for size, _ in shipped), network, shipped[0][1])
+
+    return [row(name, each_seed) for name, each_seed in trained.items()]
+
+
+def report(
+    config: Any,
+    output: pathlib.Path,
+    rows: Sequence[reporting.Row],
+    *,
+    title: str,
+    dataset: data.Dataset,
+    started: float,
+    notes: str,
+) -> None:
+    """Writes the report of a scenario; `config` has `seeds`."""
+    reporting.write_report(
+        output,
+        title=title,
+        dataset=dataset.name,
+        seeds=config.seeds,
+        started=started,
+        rows=rows,
+        example=dataset.test['inputs'][:1],
+        notes=notes,
+    )
+
+
+def gain(rows: Sequence[reporting.Row], name: str, baseline: str) -> str:
+    """The difference of two rows in points, with its standard error, as in '+1.2 points (standard error 0.3)'."""
+    found = {row.name: row for row in rows}
+    change, error = reporting.difference(found[name], found[baseline])
+    return f'{100 * change:+.2f} points (standard error {100 * error:.2f})'

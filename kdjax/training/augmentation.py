@@ -1,0 +1,97 @@
+"""What an example looks like in an epoch: fresh in every one, or one of a fixed number of views whose teacher is recorded."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from kdjax.batches import Batch
+
+Augment = Callable[[jax.Array, Any], Any]
+"""`augment(key, input) -> input`, a pure function of a key and one example."""
+
+RECORDED = ('teacher_logits', 'top_logits', 'top_indices', 'rest')
+"""The entries of data that `record_teacher` makes."""
+
+
+class Views(NamedTuple):
+    """A fixed number of augmented views of every example, for `record_teacher` and then for `epoch`.
+
+    Example i looks in epoch e as in epoch e + number: `augment` gets `fold_in(fold_in(key, e % number), i)`. So a teacher that
+    has seen each view once has seen all that the student will.
+
+    Attributes:
+      augment: `augment(key, input) -> input`.
+      key: the views' own random key; runs with other keys share recorded logits.
+      number: how many views there are.
+    """
+
+    augment: Augment
+    key: jax.Array
+    number: int
+
+
+def one_view(batch: Batch, view: Any) -> Batch:
+    """A batch, or a data set, with the teacher's recorded predictions of one view.
+
+    What `problem.init` needs of data with several views: `problem.init(key, one_view(batch, 0))`.
+
+    Args:
+      batch: arrays [examples, ...], those of `record_teacher` [examples, views, ...].
+      view: number of the view.
+
+    >>> import numpy as np
+    >>> one_view({'labels': np.zeros(2), 'teacher_logits': np.zeros((2, 5, 10))}, 0)['teacher_logits'].shape
+    (2, 10)
+    """
+    return {name: array[:, view] if name in RECORDED else array for name, array in batch.items()}
+
+
+def in_view(batch: Batch, views: Views, epoch: Any) -> Batch:
+    """The batch with the predictions of the view that an epoch shows.
+
+    Raises:
+      ValueError: another number of views was recorded.
+    """
+    for name in RECORDED:
+        if name in batch and batch[name].shape[1:2] != (views.number,):
+            raise ValueError(
+                f'{name} {batch[name].shape} was not recorded with {views.number} views: give those of the recording'
+            )
+    return one_view(batch, epoch % views.number)
+
+
+def augmented(
+    inputs: jax.Array,
+    indices: jax.Array,
+    epoch: Any,
+    *,
+    augment: Augment | None = None,
+    key: jax.Array | None = None,
+    views: Views | None = None,
+) -> jax.Array:
+    """The inputs [batch, ...] as they look in an epoch: as they are, augmented under the run's key, or in one of the views.
+
+    Args:
+      inputs: a batch of inputs.
+      indices: their indices in the data, [batch]; each has a key of its own.
+      epoch: number of the epoch.
+      augment: if every epoch is to be different.
+      key: the run's key for that.
+      views: if the epochs are to repeat.
+    """
+    if views is not None:
+        augment, key, epoch = views.augment, views.key, epoch % views.number
+    if augment is None:
+        return inputs
+    key = jax.random.fold_in(key, epoch)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    return jax.vmap(augment)(keys, inputs)
+
+
+def check_augmentation(augment: Augment | None, views: Views | None) -> None:
+    """Raises if there are both, or views without number."""
+    if augment is not None and views is not None:
+        raise ValueError('give either augment or views, which have an augment of their own')
+    if views is not None and views.number < 1:
+        raise ValueError(f'the number of views must be at least 1, got {views.number}')

@@ -1,0 +1,50 @@
+"""The benchmarks of steps, their dispatch and imports, shrunk to seconds."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import dispatch, importing, step
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_dispatch(capsys):
+    dispatch.main(dispatch.Config(batch_size=2, steps=8, repeats=2))
+    found = last_line(capsys)
+    assert found['name'] == 'dispatch'
+    assert found['ours_ms'] > 0
+    with pytest.raises(ValueError, match='--steps must be a multiple of 8, got 9'):
+        dispatch.main(dispatch.Config(steps=9))
+
+
+def test_importing(capsys):
+    importing.main(importing.Config(repeats=1))
+    found = last_line(capsys)
+    assert found['ratio'] > 0.5
+    assert found['theirs_ms'] > 10
+
+
+def test_step_needs_torch_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(ValueError, match='PyTorch, which is not installed: pip install torch'):
+        step.main(step.Config(pairs=('resnet20',)))
+
+
+def test_our_side_of_the_step(monkeypatch):
+    """Its flops are those of the layers, counted by hand for the CNN pair."""
+    images, labels = np.zeros((2, 32, 32, 3), np.float32), np.zeros(2, int)
+    run, _, flops = step._ours('cnn', step.Config(batch_size=2), images, labels)
+    run()
+
+    def forward(first, second, hidden):
+        # Of 3 · 32 taps along an axis two fall on the padding.
+        convolutions = (3 * 32 - 2) ** 2 * 3 * first + (3 * 16 - 2) ** 2 * first * second
+        return 2 * (convolutions + 64 * second * hidden + 100 * hidden)
+
+    wanted = 2 * (forward(64, 128, 512) + 3 * forward(32, 64, 256))
+    assert flops == pytest.approx(wanted, rel=0.02)

@@ -1,0 +1,182 @@
+"""Steps that come out infinite or NaN: left out, counted, and too many of them an error."""
+
+import json
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_problem import make
+
+from experiments import runs
+from kdjax import networks, objectives, training
+
+
+@pytest.fixture(scope='module')
+def problem():
+    return make()
+
+
+@pytest.fixture(scope='module')
+def skipping(problem):
+    return training.skip_nonfinite(problem.distillation)
+
+
+def host(state):
+    return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def batches(data, size, number):
+    return [{name: jnp.asarray(x[i * size : (i + 1) * size]) for name, x in data.items()} for i in range(number)]
+
+
+def poisoned(batch, value=np.nan):
+    return {**batch, 'inputs': batch['inputs'].at[3].set(value)}
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_a_skipped_step_is_one_that_was_left_out(problem, skipping, value):
+    """Bit for bit the run in which that step did not take place, but for its number."""
+    state, expected = problem.start(), problem.start()
+    for number, batch in enumerate(batches(problem.data, 16, 4)):
+        if number == 2:
+            state, measured = skipping.step(state, problem.teacher_variables, poisoned(batch, value))
+            expected = expected._replace(step=expected.step + 1)
+            assert {name: (float(x.total), float(x.count)) for name, x in measured.items() if name != 'skipped'} == {
+                name: (0.0, 0.0) for name in measured if name != 'skipped'
+            }
+        else:
+            state, measured = skipping.step(state, problem.teacher_variables, batch)
+            expected, reference = problem.distillation.step(expected, problem.teacher_variables, batch)
+            chex.assert_trees_all_equal({name: measured[name] for name in reference}, reference)
+        assert (float(measured['skipped'].total), float(measured['skipped'].count)) == (float(number == 2), 1.0)
+    chex.assert_trees_all_equal(host(state), host(expected))
+
+
+def test_a_memory_bank_is_not_poisoned():
+    network = networks.from_linen(nn.Sequential([nn.Dense(4), nn.Dense(3)]), features='layers_0')
+    rng = np.random.default_rng(0)
+    data = {
+        'inputs': rng.normal(size=(32, 5)).astype(np.float32),
+        'labels': np.arange(32, dtype=np.int32) % 3,
+        'index': np.arange(32, dtype=np.int32),
+    }
+    objective = objectives.crd('layers_0', 'layers_0', data['labels'], negatives=4, width=4)
+    problem = training.skip_nonfinite(training.distillation(network, network, objective, optax.adam(1e-2)))
+    first, second = batches(data, 16, 2)
+    teacher_variables = network.init(jax.random.key(1), first['inputs'])
+    state, _ = problem.step(problem.init(jax.random.key(0), first), teacher_variables, first)
+    before = host(state)
+    assert jax.tree.leaves(before.objective_state)
+    state, measured = problem.step(state, teacher_variables, poisoned(second))
+    assert float(measured['skipped'].total) == 1.0
+    chex.assert_trees_all_equal(host(state), before._replace(step=before.step + 1))
+    state, measured = problem.step(state, teacher_variables, second)
+    assert float(measured['skipped'].total) == 0.0
+
+
+def test_a_finite_loss_with_an_infinite_gradient_is_skipped_too():
+    network = networks.from_linen(nn.Dense(2, use_bias=False))
+    root = objectives.from_function('root', lambda student, teacher, batch: jnp.sqrt(jnp.sum(student.logits**2, axis=-1)))
+    problem = training.skip_nonfinite(training.supervised(network, root, optax.sgd(0.1)))
+    zeros = {'inputs': jnp.zeros((4, 3))}
+    state = problem.init(jax.random.key(0), zeros)
+    before = host(state)
+    state, measured = problem.step(state, {}, zeros)
+    assert float(measured['skipped'].total) == 1.0
+    chex.assert_trees_all_equal(host(state), before._replace(step=before.step + 1))
+
+
+def test_infinities_that_a_state_holds_on_purpose_stop_nothing():
+    network = networks.from_linen(nn.Dense(2))
+    smallest = optax.GradientTransformation(
+        lambda params: jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), params),
+        lambda updates, state, params: (
+            updates,
+            jax.tree.map(lambda x, y: x.at[0].set(jnp.minimum(x[0], y[0])), state, updates),
+        ),
+    )
+    problem = training.skip_nonfinite(
+        training.supervised(network, objectives.hard_labels(), optax.chain(smallest, optax.sgd(0.1)))
+    )
+    batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, jnp.int32)}
+    state, measured = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
+    assert float(measured['skipped'].total) == 0.0
+    assert np.isinf(host(state).optimizer[0]['kernel'][1:]).all()
+    assert np.isfinite(host(state).optimizer[0]['kernel'][0]).all()
+
+
+def test_one_student_of_a_sweep_is_skipped_alone():
+    network = networks.from_linen(nn.Dense(2))
+    problem = training.sweep(
+        lambda rate: training.skip_nonfinite(training.supervised(network, objectives.hard_labels(), optax.sgd(rate))),
+        jnp.array([0.1, jnp.inf]),
+    )
+    batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, jnp.int32)}
+    state = problem.init(jax.random.key(0), batch)
+    before = host(state)
+    state, measured = problem.step(state, {}, batch)
+    assert measured['skipped'].total.tolist() == [0.0, 1.0]
+    after = host(state)
+    assert not np.array_equal(after.params['kernel'][0], before.params['kernel'][0])
+    assert np.array_equal(after.params['kernel'][1], before.params['kernel'][1])
+
+
+def small():
+    """A problem with one NaN among its examples, met once in each epoch of four steps."""
+    network = networks.from_linen(nn.Dense(2))
+    problem = training.supervised(network, objectives.hard_labels(), optax.sgd(0.1))
+    inputs = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    inputs[5] = np.nan
+    data = {'inputs': inputs, 'labels': np.zeros(16, np.int32)}
+    return problem, problem.init(jax.random.key(0), data), data
+
+
+def test_fit_tolerates_as_many_skipped_steps_as_it_is_told(tmp_path):
+    problem, state, data = small()
+    run = training.epoch(training.skip_nonfinite(problem), batch_size=4)
+    log = tmp_path / 'log.jsonl'
+    fitted = training.fit(run, state, None, data, epochs=3, skip_nonfinite=3, log=log, progress=False)
+    assert np.isfinite(host(fitted.state).params['kernel']).all()
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record['skipped'] for record in records] == [0.25, 0.25, 0.25]
+    assert all(np.isfinite(record['loss']) for record in records)
+
+
+def test_one_more_is_an_error_that_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    problem, state, data = small()
+    run = training.epoch(training.skip_nonfinite(problem), batch_size=4)
+    message = r'step 1?[0-9] is not finite, and no more steps may be skipped; the last good checkpoint is in'
+    with pytest.raises(training.NonFiniteLossError, match=message) as raised:
+        training.fit(run, state, None, data, epochs=4, skip_nonfinite=2, directory=tmp_path, progress=False)
+    assert 8 <= int(str(raised.value).split()[1]) < 12
+    assert max(int(path.name) for path in tmp_path.iterdir()) == 8
+    with training.checkpoint_manager(tmp_path) as manager:
+        like = problem.init(jax.random.key(0), data)
+        step, kept = training.restore_newest(manager, like, {'examples': 16, 'batch_size': 4})
+    assert step == 8
+    assert np.isfinite(host(kept).params['kernel']).all()
+
+
+def test_an_experiment_skips_if_it_is_told_to(tmp_path):
+    problem, _, data = small()
+    run = runs.prepare(problem, data, epochs=2, batch_size=4, skip_nonfinite=2)
+    fitted = runs.train(run, data, seed=0, output=tmp_path, name='a', every=1)
+    assert np.isfinite(host(fitted.state).params['kernel']).all()
+    run = runs.prepare(problem, data, epochs=2, batch_size=4)
+    with pytest.raises(training.NonFiniteLossError, match=r'not finite at step [0-3], from term hard_labels'):
+        runs.train(run, data, seed=0, output=tmp_path, name='b')
+    with pytest.raises(ValueError, match='--skip-nonfinite must be at least 0, got -1'):
+        runs.prepare(problem, data, epochs=2, batch_size=4, skip_nonfinite=-1)
+
+
+def test_skipping_needs_a_problem_that_skips():
+    problem, state, data = small()
+    clean = {**data, 'inputs': np.nan_to_num(data['inputs'])}
+    with pytest.raises(ValueError, match=r'skip_nonfinite needs an epoch of a problem that training\.skip_nonfinite made'):
+        training.fit(training.epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=1)
+    with pytest.raises(ValueError, match='skip_nonfinite must be at least 0, got -1'):
+        training.fit(training.epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=-1)
