@@ -1,6 +1,7 @@
 """Training from start to end: epochs, validation, checkpoints, a log and a progress bar."""
 
 import json
+import operator
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ def fit(
     *,
     epochs: int,
     validate: Callable[[Variables], dict[str, Mean]] | None = None,
+    variables_of: Callable[[TrainState], dict[str, Any]] = operator.attrgetter('variables'),
     monitor: str = 'accuracy',
     every: int = 1,
     directory: str | pathlib.Path | None = None,
@@ -66,6 +68,8 @@ def fit(
       data: the training split.
       epochs: epochs in all, those of an earlier run included.
       validate: `validate(variables) -> metrics` on the validation split.
+      variables_of: which variables of a state are validated and kept as the best: the student's own, or
+        `training.averaged_variables`.
       monitor: the metric of `validate` that tells the best epoch, the larger the better.
       every: epochs between two validations, which are followed by a checkpoint; the last epoch always has both.
       directory: folder for the checkpoints; None keeps none.
@@ -131,7 +135,7 @@ def fit(
                     continue
                 measured: dict[str, float] = {}
                 if due and validate is not None:
-                    measured = compute(validate(state.variables))
+                    measured = compute(validate(variables_of(state)))
                     log.write({'epoch': number, 'step': step, **{f'validation/{key}': x for key, x in measured.items()}})
                     if not np.isfinite(measured.get(monitor, np.nan)):
                         raise ValueError(
@@ -140,20 +144,20 @@ def fit(
                     # Of equals the last is best, as Orbax has it.
                     if best is None or measured[monitor] >= best[0]:
                         # The state is donated to the next epoch, so what is kept is a copy.
-                        best = (measured[monitor], number, jax.tree.map(jnp.copy, state.variables))
+                        best = (measured[monitor], number, jax.tree.map(jnp.copy, variables_of(state)))
                 if manager is not None:
                     checkpoints.save(manager, step, state, measured, settings)
                 if stop(step):
                     raise _preempted(step, manager)
         if validate is None or (manager is None and best is None):
-            return Fitted(state, state.variables, epochs, first)
+            return Fitted(state, variables_of(state), epochs, first)
         if manager is None or start == 0:
             return Fitted(state, best[2], best[1], first)
         checkpoints.wait(manager)
         restored = checkpoints.restore_best(manager, state, settings)
         if restored is None:
             raise ValueError(f'{directory} was trained without validation, so it has no best epoch: choose another folder')
-        return Fitted(state, restored[1].variables, restored[0] // steps, first)
+        return Fitted(state, variables_of(restored[1]), restored[0] // steps, first)
     finally:
         if manager is not None:
             checkpoints.close(manager)

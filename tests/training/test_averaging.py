@@ -8,6 +8,7 @@ import pytest
 import toy_problem
 
 from kdjax import networks, objectives, pruning, training
+from kdjax.metrics import Mean
 
 
 def trained(optimizer, steps=6):
@@ -77,3 +78,27 @@ def test_accumulated_gradients_are_those_of_the_large_batch():
     large = run(pruning.prune(optax.adam(1e-2), 0.5), 32)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), accumulated.params, large.params)
     assert int(accumulated.step) == 8
+
+
+def test_fit_validates_and_keeps_the_averages():
+    problem = toy_problem.make(optimizer=training.average_parameters(optax.adam(1e-2), 0.9))
+    seen = []
+
+    def validate(variables):
+        seen.append(jax.device_get(variables['params']))
+        return {'accuracy': Mean(float(len(seen)), 1.0)}
+
+    run = training.epoch(problem.distillation, batch_size=24)
+    fitted = training.fit(
+        run,
+        problem.start(),
+        problem.teacher_variables,
+        problem.data,
+        epochs=2,
+        validate=validate,
+        variables_of=training.averaged_variables,
+    )
+    average = training.averaged_variables(fitted.state)['params']
+    for each in (seen[-1], fitted.best_variables['params']):
+        jax.tree.map(np.testing.assert_array_equal, each, average)
+    assert not np.array_equal(average['head']['kernel'], fitted.state.params['head']['kernel'])
