@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from logit_checks import EXTREME_ROWS
+from logit_checks import CLASSES, EXTREME_ROWS, ROWS, random_logits, row_gradient, same_rows, softmax_oracle, with_gradients
 
 from kdjax import losses
 
-ROWS, CLASSES = 4, 5
 INF = float('inf')
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 LOGITS = arrays(np.float32, (ROWS, CLASSES), elements=st.floats(-8, 8, width=32))
@@ -24,12 +23,6 @@ TEMPERATURES = st.floats(0.5, 8)
 def kl_oracle(p, q):
     """Σ p (log p - log q), where 0 log 0 = 0."""
     return np.sum(p[p > 0] * (np.log(p[p > 0]) - np.log(q[p > 0])))
-
-
-def softmax_oracle(z, temperature):
-    """exp(z / T) / Σ exp(z / T), in float64."""
-    exponentials = np.exp((z - z.max()) / temperature)
-    return exponentials / exponentials.sum()
 
 
 def soft_targets_oracle(s, t, temperature):
@@ -50,17 +43,6 @@ def by_rows(oracle, s, t, temperature, where):
         if keep.any():
             values[i] = oracle(s[i][keep], t[i][keep], temperature)
     return values
-
-
-def row_gradient(function, x, step=1e-6):
-    """Central differences of a function whose value in a row depends on that row of `x` alone."""
-    columns = np.eye(x.shape[1]) * step
-    return np.stack([(function(x + column) - function(x - column)) / (2 * step) for column in columns], axis=-1)
-
-
-def same_rows(*row):
-    """The same example in every row."""
-    return np.tile(np.array(row, np.float32), (ROWS, 1))
 
 
 def apply_loss(name, student, teacher, temperature=4.0, **options):
@@ -287,17 +269,6 @@ def test_one_example_gives_a_scalar(name):
     assert jax.eval_shape(getattr(losses, name), logits, logits).shape == ()
 
 
-@functools.partial(jax.jit, static_argnames='name')
-def with_gradients(name, student, teacher, where=None, **options):
-    """The value of a loss with those options, and the gradients of its sum."""
-    values, pullback = jax.vjp(lambda s, t: getattr(losses, name)(s, t, where=where, **options), student, teacher)
-    return values, *pullback(jnp.ones_like(values))
-
-
-def random_logits(seed=0):
-    return np.random.default_rng(seed).normal(size=(2, ROWS, CLASSES)).astype(np.float32)
-
-
 @EXAMPLES
 @given(LOGITS, LOGITS, MASKS)
 def test_hard_targets_are_the_cross_entropy_with_the_choice_of_the_teacher(student, teacher, where):
@@ -329,176 +300,3 @@ def test_a_choice_among_classes_that_are_all_ruled_out_is_the_first_that_is_kept
     where = np.array([False, False, True, True, False])
     values = with_gradients('hard_targets', student, teacher, where)[0]
     np.testing.assert_allclose(values, np.full(ROWS, np.log(1 + np.e)), rtol=1e-6)
-
-
-def pearson(x, y):
-    """The correlation with the 1e-8 of the published code."""
-    x, y = x - x.mean(), y - y.mean()
-    return np.sum(x * y) / (np.linalg.norm(x) * np.linalg.norm(y) + 1e-8)
-
-
-def dist_oracle(s, t, temperature=1.0, beta=1.0, gamma=1.0):
-    """T² (β · mean_b(1 - r of rows) + γ · mean_c(1 - r of columns)) of probabilities."""
-    p, q = (np.stack([softmax_oracle(row, temperature) for row in z]) for z in (s, t))
-    rows, columns = (np.mean([1 - pearson(*pair) for pair in zip(a, b, strict=True)]) for a, b in ((p, q), (p.T, q.T)))
-    return temperature**2 * (beta * rows + gamma * columns)
-
-
-def whole_gradient(function, x, step=1e-6):
-    """Central differences of a function with scalar values."""
-    steps = step * np.eye(x.size).reshape(*x.shape, *x.shape)
-    return np.array([[(function(x + move) - function(x - move)) / (2 * step) for move in row] for row in steps])
-
-
-@settings(EXAMPLES, max_examples=8)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 4.0]), st.floats(0, 2), st.floats(0, 2))
-def test_dist_equals_the_oracle(seed, temperature, beta, gamma):
-    student, teacher = random_logits(seed)
-    options = {'temperature': temperature, 'beta': beta, 'gamma': gamma}
-    value, *gradients = jax.device_get(with_gradients('dist', student, teacher, **options))
-    s, t = student.astype(np.float64), teacher.astype(np.float64)
-    scale = max(1.0, temperature**2)
-    np.testing.assert_allclose(value, dist_oracle(s, t, **options), rtol=1e-5, atol=1e-5 * scale)
-    oracles = lambda x: dist_oracle(x, t, **options), lambda x: dist_oracle(s, x, **options)
-    for gradient, oracle, x in zip(gradients, oracles, (s, t), strict=True):
-        reference = whole_gradient(oracle, x)
-        np.testing.assert_allclose(gradient, reference, rtol=1e-4, atol=1e-5 * scale)
-
-
-def test_dist_has_the_published_defaults_and_its_epsilon():
-    """Probabilities of 1e-4 make an epsilon of 1e-8 count."""
-    student, teacher = random_logits() * np.float32(0.5) - np.array([0, 0, 0, 0, 9], np.float32)
-    expected = dist_oracle(student.astype(np.float64), teacher.astype(np.float64))
-    np.testing.assert_allclose(losses.dist(student, teacher), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize('examples', [[True, False, True, True], [False, True, False, False]])
-def test_dist_of_the_kept_examples_and_classes_is_that_of_the_slice(examples):
-    student, teacher = random_logits()
-    rows, columns = np.array(examples), np.array([True, True, False, True, False])
-    masked = jax.device_get(with_gradients('dist', student, teacher, rows[:, None] & columns))
-    sliced = jax.device_get(with_gradients('dist', student[rows][:, columns], teacher[rows][:, columns]))
-    np.testing.assert_allclose(masked[0], sliced[0], rtol=1e-6, atol=1e-6)
-    for whole, part in zip(masked[1:], sliced[1:], strict=True):
-        np.testing.assert_allclose(whole[rows][:, columns], part, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(whole[~rows], 0)
-        np.testing.assert_array_equal(whole[:, ~columns], 0)
-
-
-def test_dist_is_zero_where_probabilities_are_linearly_related():
-    """p_s = 0.3 p_t + 0.7 / C has the rows and the columns of p_t, moved and scaled."""
-    teacher = random_logits()[1]
-    p = np.stack([softmax_oracle(row.astype(np.float64), 1.0) for row in teacher])
-    student = np.log(0.3 * p + 0.7 / CLASSES).astype(np.float32)
-    for s in (student, teacher):
-        value, gradient, _ = with_gradients('dist', s, teacher)
-        # What is left is the epsilon.
-        np.testing.assert_allclose(value, dist_oracle(s.astype(np.float64), teacher.astype(np.float64)), atol=1e-7)
-        np.testing.assert_allclose(value, 0, atol=1e-5)
-        np.testing.assert_allclose(gradient, np.zeros_like(teacher), atol=1e-5)
-
-
-def test_dist_does_not_see_the_order_of_examples_or_classes_or_the_axes_of_examples():
-    student, teacher = random_logits()
-    value = losses.dist(student, teacher)
-    for order in ((slice(None, None, -1),), (slice(None), slice(None, None, -1))):
-        np.testing.assert_allclose(losses.dist(student[order], teacher[order]), value, rtol=1e-5)
-    np.testing.assert_allclose(losses.dist(*(x.reshape(2, 2, CLASSES) for x in (student, teacher))), value, rtol=1e-6)
-
-
-@pytest.mark.parametrize('temperature', [0.5, 4.0])
-def test_dist_is_finite_at_extremes_and_constant_rows_teach_nothing(temperature):
-    teacher = random_logits()[1][:, :4]
-    batches = [EXTREME_ROWS[i : i + 4] for i in range(len(EXTREME_ROWS) - 3)] + [np.zeros((4, 4), np.float32), teacher]
-    student, others = (np.stack(x) for x in zip(*[(s, t) for s in batches for t in batches], strict=True))
-    for result in jax.vmap(functools.partial(with_gradients, 'dist', temperature=temperature))(student, others):
-        assert np.all(np.isfinite(result))
-    value, gradient, _ = with_gradients('dist', np.full((4, 4), 3.3, np.float32), teacher)
-    np.testing.assert_allclose(value, 2, rtol=1e-6)
-    np.testing.assert_array_equal(gradient, np.zeros_like(teacher))
-
-
-def standardized_oracle(z):
-    """(z - mean) / (1e-7 + std), std with C - 1 degrees of freedom."""
-    return (z - z.mean()) / (1e-7 + z.std(ddof=1))
-
-
-@functools.partial(jax.jit, static_argnames='axis')
-def standardized(logits, where=None, axis=-1):
-    """Standardized logits, and the gradient of their products with 1, 2, 3 ..."""
-    result, pullback = jax.vjp(lambda z: losses.standardize_logits(z, axis=axis, where=where), logits)
-    weights = jnp.broadcast_to(jnp.arange(1.0, 1.0 + CLASSES), logits.shape) if axis == -1 else jnp.ones_like(result)
-    return result, pullback(weights)[0]
-
-
-@EXAMPLES
-@given(st.integers(0, 2**32 - 1), st.permutations(range(CLASSES)), st.integers(2, CLASSES), st.booleans())
-def test_standardized_logits_equal_the_oracle_on_the_classes_that_count(seed, order, count, by_mask):
-    """The others are outside the mask, where they become 0, or at -inf, where they stay."""
-    logits, counted = 3 * random_logits(seed)[0], np.isin(np.arange(CLASSES), order[:count])
-    if not by_mask:
-        logits[:, ~counted] = -INF
-    result, gradient = jax.device_get(standardized(logits, counted | (not by_mask)))
-    np.testing.assert_array_equal(result[:, ~counted], 0 if by_mask else -INF)
-    np.testing.assert_array_equal(gradient[:, ~counted], 0)
-    weights = np.arange(1.0, 1.0 + CLASSES)[counted]
-    for row, z, slopes in zip(result, logits, gradient, strict=True):
-        z = z[counted].astype(np.float64)
-        np.testing.assert_allclose(row[counted], standardized_oracle(z), rtol=1e-5, atol=1e-5)
-        expected = row_gradient(lambda x: np.array([weights @ standardized_oracle(row) for row in x]), z[None])[0]
-        np.testing.assert_allclose(slopes[counted], expected, rtol=1e-4, atol=1e-4 * max(1.0, np.abs(expected).max()))
-
-
-def test_positive_scales_and_shifts_do_not_survive_standardization():
-    logits = random_logits()[0]
-    np.testing.assert_allclose(losses.standardize_logits(100 * logits - 7), losses.standardize_logits(logits), atol=1e-5)
-    small = losses.standardize_logits(logits, epsilon=3.0)
-    deviation = logits.std(axis=1, ddof=1, keepdims=True)
-    np.testing.assert_allclose(small * (3 + deviation), logits - logits.mean(axis=1, keepdims=True), atol=1e-5)
-
-
-@pytest.mark.parametrize('row', [[0.1] * CLASSES, [1e4] * CLASSES, [-INF] * 4 + [3], [-INF] * CLASSES])
-def test_equal_logits_become_zeros_with_zero_gradient(row):
-    result, gradient = standardized(same_rows(*row))
-    np.testing.assert_array_equal(result, np.where(np.isneginf(same_rows(*row)), -INF, 0))
-    np.testing.assert_array_equal(gradient, np.zeros((ROWS, CLASSES)))
-
-
-@pytest.mark.parametrize('classes', [6, 7, 10])
-def test_equal_logits_become_zeros_where_their_mean_rounds_to_another_number(classes):
-    """In float32 the sum of so many 0.3, divided by their number, is not 0.3."""
-    result, pullback = jax.vjp(losses.standardize_logits, np.full((1, classes), 0.3, np.float32))
-    np.testing.assert_array_equal(result, np.zeros((1, classes)))
-    np.testing.assert_array_equal(pullback(jnp.ones_like(result))[0], np.zeros((1, classes)))
-
-
-def test_standardization_of_one_class_of_halves_of_other_axes_and_of_what_is_no_logit():
-    np.testing.assert_array_equal(losses.standardize_logits(np.array([[5.0]], np.float32)), [[0.0]])
-    logits = random_logits()[0]
-    half = jnp.asarray(logits, jnp.bfloat16)
-    assert losses.standardize_logits(half).dtype == jnp.float32
-    np.testing.assert_array_equal(losses.standardize_logits(half), losses.standardize_logits(half.astype(jnp.float32)))
-    np.testing.assert_array_equal(standardized(logits.T, axis=0)[0], standardized(logits)[0].T)
-    for result in standardized(logits, np.zeros(CLASSES, bool)):
-        np.testing.assert_array_equal(result, np.zeros_like(logits))
-    assert np.all(np.isfinite(standardized(same_rows(1e4, -1e4, 0, -INF, 1))[1]))
-    for bad, options in ((logits.astype(np.int32), {}), (logits, {'axis': 2}), (logits, {'epsilon': 0.0})):
-        with pytest.raises(ValueError, match=r'^standardize_logits: [^\n]+$'):
-            losses.standardize_logits(bad, **options)
-
-
-def test_standardization_takes_classes_in_the_middle():
-    logits = np.random.default_rng(0).normal(size=(2, 3, CLASSES)).astype(np.float32)
-    for axis in (0, 1):
-        moved = losses.standardize_logits(np.moveaxis(logits, -1, axis), axis=axis)
-        np.testing.assert_allclose(moved, np.moveaxis(losses.standardize_logits(logits), -1, axis), rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize('masked', [-INF, 1e15, -1e15])
-def test_a_logit_that_a_mask_leaves_out_of_standardization_is_zero_whatever_it_was(masked):
-    logits, where = random_logits()[0], np.arange(CLASSES) > 0
-    expected = jax.device_get(standardized(logits, where))
-    logits[:, 0] = masked
-    for result, reference in zip(standardized(logits, where), expected, strict=True):
-        np.testing.assert_array_equal(result, reference)
-        np.testing.assert_array_equal(result[:, 0], 0)

@@ -8,15 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from lifted_checks import BATCH, KEY, LABELS, MASK, init, init_error, jitted, outputs, sharded, value_and_gradients
 
 from kdjax import losses, objectives, training
 from kdjax.networks import Outputs
-
-BATCH, CLASSES = 8, 5
-LABELS = np.array([0, 4, -1, 2, 1, -1, 3, 3], np.int32)
-MASK = np.array([True, True, True, False, True, False, False, True])
-KEY = jax.random.key(0)
 
 
 class Case(NamedTuple):
@@ -57,42 +52,6 @@ CASES = {
 every_objective = pytest.mark.parametrize('name', list(CASES))
 on_logits = pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.reads == 'logits'])
 on_features = pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.reads == 'features'])
-
-
-def outputs():
-    """What student and teacher give: logits, and images of 3 and of 6 channels."""
-    rng = np.random.default_rng(0)
-
-    def side(name, channels):
-        logits, image = rng.normal(size=(BATCH, CLASSES)), rng.normal(size=(BATCH, 4, 4, channels))
-        return Outputs(logits.astype(np.float32), {name: image.astype(np.float32)})
-
-    return side('s', 3), side('t', 6)
-
-
-def init(objective, student, teacher, batch):
-    """Random parameters and the state, from shapes alone; the parameters' own draw would take a second for every shape."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (student, teacher, batch))
-    rng = np.random.default_rng(3)
-    params, state = jax.eval_shape(lambda: objective.init(KEY, *shapes))
-    return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype), params), state
-
-
-def value_and_gradients(*arguments, step=0):
-    """Loss, metrics, and the gradients with respect to parameters, student and teacher, as numpy arrays."""
-    return jax.device_get(jitted(*arguments, step))
-
-
-@functools.partial(jax.jit, static_argnames='objective')
-def jitted(objective, params, state, student, teacher, batch, step):
-    """`value_and_gradients` on the device."""
-
-    def loss(params, student, teacher):
-        value, metrics, _ = objective.apply(params, state, student, teacher, batch, step=step)
-        return value, metrics
-
-    (value, metrics), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, student, teacher)
-    return value, metrics, gradients
 
 
 @functools.cache
@@ -178,11 +137,6 @@ def test_a_batch_without_a_labelled_example_gives_zero_and_zero_gradients(name):
         np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
 
 
-def sharded(*trees):
-    """Every device holds one example."""
-    return jax.device_put(trees, NamedSharding(training.data_parallel(), PartitionSpec('data')))
-
-
 @every_objective
 def test_eight_devices_give_what_one_gives(name):
     """Loss, gradients and metrics see the global batch, in which every device holds another share of mask and labels."""
@@ -223,15 +177,6 @@ def test_objectives_read_no_more_than_they_need(name):
     batch = {'labels': LABELS} if case.needs_labels else {}
     params, state = init(case.objective, student, teacher, batch)
     assert set(params) == set(state) == {name}
-
-
-def init_error(objective, student, teacher, batch):
-    """The one-line message of the ValueError that init raises."""
-    with pytest.raises(ValueError, match=r'\S') as error:
-        init(objective, student, teacher, batch)
-    message = str(error.value).split('\n--------------------\n')[0]
-    assert '\n' not in message
-    return message
 
 
 @pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.needs_labels])
@@ -325,158 +270,3 @@ def test_hyperparameters_may_be_schedules_inside_one_compilation(make, loss, sch
             np.testing.assert_allclose(metrics[f'{name}/{key}'].total, expected, rtol=1e-6)
             assert metrics[f'{name}/{key}'].count == 1
     assert len(traces) == 1
-
-
-def hard_labels_oracle(logits, labels, smoothing=0.0):
-    """-Σ_c target log p over labelled rows, in float64, target = (1 - ε)·onehot + ε / C; their mean."""
-    logits = logits.astype(np.float64)
-    log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
-    targets = (1 - smoothing) * np.eye(logits.shape[-1])[labels] + smoothing / logits.shape[-1]
-    return np.mean(-np.sum(targets * log_p, axis=-1)[labels >= 0])
-
-
-def hard_labels_value(objective, logits, labels, batch=None, step=0):
-    """Loss and gradient."""
-    state = {'hard_labels': {}}
-    value, metrics, gradients = value_and_gradients(
-        objective, state, state, Outputs(logits), Outputs(None), {'labels': labels, **(batch or {})}, step=step
-    )
-    return value, metrics, gradients[1].logits
-
-
-def test_hard_labels_is_cross_entropy_over_the_labelled_examples():
-    student, _ = outputs()
-    value, metrics, gradient = hard_labels_value(objectives.hard_labels(), student.logits, LABELS)
-    np.testing.assert_allclose(value, hard_labels_oracle(student.logits, LABELS), rtol=1e-5)
-    assert metrics['hard_labels'].count == 6
-    p = np.exp(student.logits) / np.sum(np.exp(student.logits), axis=1, keepdims=True)
-    expected = (LABELS >= 0)[:, None] * (p - np.eye(CLASSES)[LABELS]) / 6
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_label_smoothing_spreads_the_target_and_may_be_scheduled():
-    student, _ = outputs()
-    objective = objectives.hard_labels(label_smoothing=lambda step: 0.1 * step)
-    for step in range(3):
-        value, metrics, _ = hard_labels_value(objective, student.logits, LABELS, step=step)
-        np.testing.assert_allclose(value, hard_labels_oracle(student.logits, LABELS, 0.1 * step), rtol=1e-5)
-        np.testing.assert_allclose(metrics['hard_labels/label_smoothing'].total, 0.1 * step, rtol=1e-6)
-    value, metrics, _ = hard_labels_value(objectives.hard_labels(label_smoothing=0.3), student.logits, LABELS)
-    np.testing.assert_allclose(value, hard_labels_oracle(student.logits, LABELS, 0.3), rtol=1e-5)
-    assert 'hard_labels/label_smoothing' not in metrics
-
-
-def test_hard_labels_of_sequences_count_labelled_tokens():
-    """[batch, length, classes], with padding at -1 and one sequence masked out."""
-    logits = np.random.default_rng(1).normal(size=(3, 4, CLASSES)).astype(np.float32)
-    labels = np.array([[0, 1, 2, -1], [3, -1, -1, -1], [4, 4, 0, 1]], np.int32)
-    mask = np.array([True, True, False])
-    value, metrics, gradient = hard_labels_value(objectives.hard_labels(), logits, labels, {'mask': mask})
-    np.testing.assert_allclose(value, hard_labels_oracle(logits[:2].reshape(8, -1), labels[:2].reshape(8)), rtol=1e-5)
-    assert metrics['hard_labels'].count == 4
-    counted = (labels >= 0) & mask[:, None]
-    np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), counted)
-
-
-def test_hard_labels_are_finite_for_logits_of_minus_infinity():
-    """A class that is not the label is as good as sliced away; the label costs 1e30; rows that do not count may be anything."""
-    logits = np.array([[1, -np.inf, 2], [1e4, -1e4, -np.inf], [-np.inf, -np.inf, -np.inf]], np.float32)
-    value, _, gradient = hard_labels_value(objectives.hard_labels(), logits, np.array([0, 1, -1], np.int32))
-    np.testing.assert_allclose(value, (np.log1p(np.e) + 2e4) / 2, rtol=1e-6)
-    softmax = np.exp([-1.0, 0.0]) / np.sum(np.exp([-1.0, 0.0]))
-    expected = np.array([[softmax[0] - 1, 0, softmax[1]], [1, -1, 0], [0, 0, 0]]) / 2
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
-    for labels in ([1, 2, -1], [1, 2, 0]):
-        for objective in (objectives.hard_labels(), objectives.hard_labels(label_smoothing=0.1)):
-            value, _, gradient = hard_labels_value(objective, logits, np.array(labels, np.int32))
-            np.testing.assert_array_less(1e29, value)
-            assert np.isfinite(value)
-            assert np.all(np.isfinite(gradient))
-
-
-CONNECTORS = {
-    'same size': ((BATCH, 4, 4, 3), (BATCH, 4, 4, 6), (1, 1, 3, 6)),
-    'student twice as large': ((BATCH, 8, 8, 3), (BATCH, 4, 4, 6), (3, 3, 3, 6)),
-    'student larger in width alone': ((BATCH, 4, 6, 3), (BATCH, 4, 2, 6), (1, 4, 3, 6)),
-    'student half as large': ((BATCH, 2, 2, 3), (BATCH, 4, 4, 6), (4, 4, 3, 6)),
-    'student larger, not a whole number of times': ((BATCH, 7, 5, 3), (BATCH, 4, 4, 6), (4, 2, 3, 6)),
-    'dense': ((BATCH, 3), (BATCH, 6), (3, 6)),
-    'tokens': ((BATCH, 5, 3), (BATCH, 5, 6), (3, 6)),
-}
-
-
-@pytest.mark.parametrize('name', list(CONNECTORS))
-def test_hint_s_connector_has_the_shape_that_the_sizes_ask_for_and_learns(name):
-    """Its parameters come from shapes alone, all get gradients, and a few steps of SGD reduce the loss."""
-    student_shape, teacher_shape, kernel_shape = CONNECTORS[name]
-    rng = np.random.default_rng(2)
-    student = Outputs(None, {'s': rng.normal(size=student_shape).astype(np.float32)})
-    teacher = Outputs(None, {'t': rng.normal(size=teacher_shape).astype(np.float32) + 1})
-    objective = objectives.hint('s', 't')
-    params, state = init(objective, student, teacher, {})
-    leaves = {leaf.shape for leaf in jax.tree.leaves(params)}
-    assert leaves == {kernel_shape, kernel_shape[-1:]}
-    values = []
-    for _ in range(5):
-        value, _, (gradient, student_gradient, _) = value_and_gradients(objective, params, state, student, teacher, {})
-        values.append(float(value))
-        assert all(np.all(np.any(leaf != 0, axis=-1)) for leaf in jax.tree.leaves(gradient))
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
-    assert np.any(student_gradient.features['s'] != 0)
-    assert values == sorted(values, reverse=True)
-    assert values[-1] < values[0] - 0.01
-
-
-@pytest.mark.parametrize(
-    'student_shape, teacher_shape',
-    [
-        ((BATCH, 3, 3, 3), (BATCH, 4, 4, 6)),  # smaller, and not a whole number of times
-        ((BATCH, 8, 2, 3), (BATCH, 4, 4, 6)),  # larger in height and smaller in width
-        ((BATCH, 5, 3), (BATCH, 4, 6)),  # tokens of another length
-        ((BATCH, 4, 4, 3), (BATCH, 6)),
-        ((BATCH, 3), (BATCH, 4, 4, 6)),
-    ],
-    ids=str,
-)
-def test_shapes_that_no_connector_joins_are_refused_by_init(student_shape, teacher_shape):
-    student = Outputs(None, {'s': np.ones(student_shape, np.float32)})
-    teacher = Outputs(None, {'t': np.ones(teacher_shape, np.float32)})
-    message = init_error(objectives.hint('s', 't'), student, teacher, {})
-    assert str(student_shape) in message
-    assert str(teacher_shape) in message
-
-
-def test_hint_can_normalize_and_rectify_what_its_connector_gives():
-    """relu(γ (y - mean) / sqrt(var + 1e-5) + β) of y = x W, with the statistics of the examples that count, in float64."""
-    student, teacher = outputs()
-    objective = objectives.hint('s', 't', normalize=True)
-    params, state = init(objective, student, teacher, {})
-    kernel, norm = np.float64(params['hint']['Conv_0']['kernel']), params['hint']['BatchNorm_0']
-    for mask in (MASK, np.ones(BATCH, bool)):
-        one = jitted(objective, params, state, student, teacher, {'mask': mask}, 0)
-        y = student.features['s'][mask].astype(np.float64) @ kernel[0, 0]
-        normalized = norm['scale'] * (y - y.mean(axis=(0, 1, 2))) / np.sqrt(y.var(axis=(0, 1, 2)) + 1e-5) + norm['bias']
-        np.testing.assert_allclose(one[0], np.mean((np.maximum(normalized, 0) - teacher.features['t'][mask]) ** 2), rtol=1e-5)
-        eight = jitted(objective, params, state, *sharded(student, teacher, {'mask': mask}), 0)
-        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-    value, _, gradients = value_and_gradients(objective, params, state, student, teacher, {'mask': np.zeros(BATCH, bool)})
-    np.testing.assert_array_equal(value, 0.0)
-    for leaf in jax.tree.leaves(gradients):
-        np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
-
-
-def test_two_hints_train_connectors_of_their_own():
-    student, teacher = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), outputs())
-    objective = objectives.hint('s', 't') + objectives.hint('s', 't')
-    params, _ = objective.init(KEY, student, teacher, {})
-    kernels = [params[name]['Conv_0']['kernel'] for name in ('hint', 'hint_2')]
-    assert not np.array_equal(*kernels)
-
-
-def test_attention_transfer_and_similarity_preserving_take_any_channels_and_sizes():
-    """No connector: nothing to train."""
-    student = Outputs(None, {'s': np.ones((BATCH, 7, 7, 3), np.float32)})
-    teacher = Outputs(None, {'t': np.ones((BATCH, 3, 3, 6), np.float32)})
-    params, _ = init(objectives.attention_transfer('s', 't') + objectives.similarity_preserving('s', 't'), student, teacher, {})
-    assert params == {'attention_transfer': {}, 'similarity_preserving': {}}
