@@ -59,6 +59,8 @@ class Config:
     """Largest norm of a gradient, None for any; unclipped, soft targets trained networks without batch norm badly at 0.05."""
     augment: Literal[tuple(AUGMENTATIONS)] = 'none'
     """How training images are varied: crop_flip for photographs."""
+    fsdp: int = 1
+    """Devices that share one copy of large parameters, teacher's and optimizer's too; 1 for a copy on each."""
     skip_nonfinite: int = 0
     """Steps of each network that may come out infinite or NaN and are then skipped; at the first one above it the run stops."""
     teachers: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/teachers'
@@ -97,6 +99,7 @@ def main(config: Config) -> None:
             batch_size=config.batch_size,
             augment=AUGMENTATIONS[config.augment],
             skip_nonfinite=config.skip_nonfinite,
+            fsdp=config.fsdp,
         )
 
     teacher, student = network(config.teacher), network(config.student)

@@ -103,8 +103,11 @@ def prepare(
     batch_size: int,
     augment: Any = None,
     skip_nonfinite: int = 0,
+    fsdp: int = 1,
 ) -> Run:
     """Makes a run on as many devices as divide the batch; with several hosts, on all of theirs.
+
+    `fsdp` of them share one copy of large parameters, see `training.data_parallel`.
 
     Raises:
       ValueError: the data are fewer than a batch, or networks, objective and data do not fit; nothing has been written yet.
@@ -116,7 +119,7 @@ def prepare(
     training.steps_per_epoch(data, batch_size)
     jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
     number = math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
-    mesh = training.data_parallel(jax.devices()[:number])
+    mesh = training.data_parallel(jax.devices()[:number], fsdp=fsdp)
     epoch = training.epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
     return Run(problem, epoch, epochs, batch_size, mesh, skip_nonfinite)
 

@@ -1,4 +1,4 @@
-"""What the scenarios share: part of a data set, a network that learns with Adam, and a report of what was shipped."""
+"""What the scenarios share: part of a data set, the training of a network, and a report of what was shipped."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,10 +40,11 @@ def learn(
     epochs: int,
     batch_size: int,
     teacher: networks.Network | None = None,
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
 ) -> runs.Run:
-    """A run with Adam, whose learning rate falls from `rate` to 0 along a cosine; without a teacher, of a student alone."""
+    """A run whose learning rate falls from `rate` to 0 along a cosine; without a teacher, of a student alone."""
     schedule = optax.cosine_decay_schedule(rate, epochs * training.steps_per_epoch(split, batch_size))
-    problem = training.distillation(student, teacher or networks.nothing(), objective, optax.adam(schedule))
+    problem = training.distillation(student, teacher or networks.nothing(), objective, optimizer(schedule))
     return runs.prepare(problem, split, epochs=epochs, batch_size=batch_size)
 
 
@@ -51,8 +52,8 @@ def trainer(output: pathlib.Path, split: Batch, seed: int) -> Callable[..., dict
     """Makes the function that trains the networks of one seed, with `runs.train`.
 
     Returns:
-      `train(name, run, teacher=None, *, student=None, key=seed) -> variables`: teacher and student are variables, of the teacher
-      and to start from, and networks of other keys have other initial parameters and batches.
+      `train(name, run, teacher=None, *, student=None, key=seed) -> variables`: `teacher` has the teacher's variables, `student`
+      those to start from; networks of other keys have other initial parameters and batches.
     """
 
     def train(name: str, run: runs.Run, teacher: Any = None, *, student: Any = None, key: int = seed) -> dict[str, Any]:

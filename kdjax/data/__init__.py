@@ -8,3 +8,5 @@ from kdjax.data.dataset import hide_labels as hide_labels
 from kdjax.data.dataset import load as load
 from kdjax.data.dataset import repeat_labelled as repeat_labelled
 from kdjax.data.dataset import take as take
+from kdjax.data.shards import dirichlet_shards as dirichlet_shards
+from kdjax.data.shards import stack_shards as stack_shards

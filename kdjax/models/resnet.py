@@ -1,4 +1,4 @@
-"""Residual networks for small images, as distillation tables use them."""
+"""Residual networks of basic blocks: those for small images, as distillation tables use them, and ResNet18."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from flax.core import FrozenDict
 
 from kdjax.models.layers import Convolution, batch_norm, convolution
 from kdjax.models.narrowing import within
+from kdjax.models.stems import Stem, apply_stem
 
 
 class ResNet(nn.Module):
@@ -58,6 +59,44 @@ class ResNet(nn.Module):
             name, stride = f'stage{i}', 1 if i == 1 else 2
             narrowed = within(self.narrowed, name)
             x = _Stage(incoming, width, blocks, stride, self.convolution, narrowed, name=name)(x, train)
+        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+
+
+class ResNet18(nn.Module):
+    """A stem and four stages of two basic blocks, with 64, 128, 256 and 512 channels, each but the first at half the size.
+
+    The default is for small images, with a 3x3 stem at full size, as CIFAR tables have it. The paper's network for ImageNet is
+    `ResNet18(1000, stem=Stem(64, window=7, stride=2, pooling=2))`. Names and shortcuts are those of `ResNet`, with stages
+    `stage1` to `stage4`.
+
+    Attributes:
+      classes: number of classes.
+      stem: the first convolution.
+      convolution: how convolutions are computed, see `kdjax.models.cpu_convolution`.
+      narrowed: output channels of layers that have fewer, by path; see `kdjax.models.narrow`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> variables = jax.eval_shape(ResNet18().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    11173962
+
+    Reference:
+      He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. 2016. https://arxiv.org/abs/1512.03385
+    """
+
+    classes: int = 10
+    stem: Stem = Stem(64)
+    convolution: Convolution = jax.lax.conv_general_dilated
+    narrowed: FrozenDict[str, int] = FrozenDict()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images [batch, height, width, channels] to logits [batch, classes]."""
+        x = apply_stem(self.stem, x, train, width=self.narrowed.get('stem', self.stem.width), lowering=self.convolution)
+        for i, (incoming, width) in enumerate(itertools.pairwise((self.stem.width, 64, 128, 256, 512)), start=1):
+            name, stride = f'stage{i}', 1 if i == 1 else 2
+            narrowed = within(self.narrowed, name)
+            x = _Stage(incoming, width, 2, stride, self.convolution, narrowed, name=name)(x, train)
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
 
 

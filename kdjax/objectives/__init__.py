@@ -42,6 +42,9 @@ from kdjax.objectives.logits import standardize_logits as standardize_logits
 from kdjax.objectives.logits import subset_soft_targets as subset_soft_targets
 from kdjax.objectives.logits import top_k_soft_targets as top_k_soft_targets
 from kdjax.objectives.logits import weighted_soft_labels as weighted_soft_labels
+from kdjax.objectives.members import mutual_learning as mutual_learning
+from kdjax.objectives.members import of_member as of_member
+from kdjax.objectives.mixing import mixed_labels as mixed_labels
 from kdjax.objectives.objective import Objective as Objective
 from kdjax.objectives.objective import Term as Term
 from kdjax.objectives.objective import combine as combine

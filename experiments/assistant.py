@@ -1,0 +1,119 @@
+"""A teacher assistant: the large teacher teaches a network of medium size, which teaches the small student.
+
+    python -m experiments.assistant
+
+The student learns alone, from the large teacher at once, from the assistant that the teacher taught, and, to see whether it is
+the teacher or the size that counts, from an assistant that learned alone. All students take as many steps, with 0.1 · labels +
+0.9 · soft targets. The paper finds that a student gains less from a much larger teacher than from one of medium size, and most
+from an assistant that the larger one has taught, for plain and residual networks on CIFAR-10, CIFAR-100 and ImageNet.
+
+Measured here on 600 digits, over 5 seeds: the student alone 93.4 ± 1.5 %, of the teacher 94.5 ± 1.7 %, of the assistant 94.6 ±
+1.8 %, of an assistant that learned alone 94.1 ± 1.6 %. The way over the assistant gains 0.06 points (standard error 1.12) over
+the direct one: a null result.
+
+Mirzadeh, Farajtabar, Li, Levine, Matsukawa, Ghasemzadeh. Improved Knowledge Distillation via Teacher Assistant. 2020.
+https://arxiv.org/abs/1902.03393
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import reporting, runs, scenarios
+from kdjax import data, models, networks, objectives
+
+TEACHER = models.CNN((32, 64), (128,))
+ASSISTANT = models.CNN((8, 16), (32,))
+STUDENT = models.CNN((4, 8), (16,))
+TEACHER_RATE, STUDENT_RATE = 3e-3, 1e-2
+TEMPERATURE = 4.0
+BOSS, TAUGHT, UNTAUGHT = 'teacher', 'assistant, taught by the teacher', 'assistant alone'
+ALONE, DIRECT = 'student alone', 'student of the teacher'
+ASSISTED, OF_UNTAUGHT = 'student of the assistant', 'student of the assistant that learned alone'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    dataset: str = 'digits'
+    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    examples: int | None = 600
+    """Training examples that every network sees; all if not given."""
+    seeds: int = 5
+    """Number of repetitions, each with networks of its own."""
+    epochs: int = 40
+    """Epochs of every network."""
+    batch_size: int = 50
+    """Examples a step."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/assistant'
+    """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
+
+
+def main(config: Config) -> None:
+    """Trains, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    teacher, assistant, student = (
+        networks.preprocess(networks.from_linen(module.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
+        for module in (TEACHER, ASSISTANT, STUDENT)
+    )
+    labels = objectives.hard_labels()
+    both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
+
+    def learn(
+        student: networks.Network, objective: objectives.Objective, taught_by: networks.Network | None = None
+    ) -> runs.Run:
+        rate = TEACHER_RATE if student is teacher else STUDENT_RATE
+        settings = {'rate': rate, 'epochs': config.epochs, 'batch_size': config.batch_size}
+        return scenarios.learn(student, objective, dataset.train, teacher=taught_by, **settings)
+
+    alone = {each: learn(each, labels) for each in (teacher, assistant, student)}
+    to_assistant, direct, assisted = (
+        learn(assistant, both, teacher),
+        learn(student, both, teacher),
+        learn(student, both, assistant),
+    )
+    output = runs.open_output(config)
+    if output is None:
+        return
+
+    def trained(seed: int) -> dict[str, Any]:
+        train = scenarios.trainer(output, dataset.train, seed)
+        boss = train(BOSS, alone[teacher])
+        taught, untaught = train(TAUGHT, to_assistant, boss), train(UNTAUGHT, alone[assistant])
+        return {
+            BOSS: boss,
+            TAUGHT: taught,
+            UNTAUGHT: untaught,
+            ALONE: train(ALONE, alone[student]),
+            DIRECT: train(DIRECT, direct, boss),
+            ASSISTED: train(ASSISTED, assisted, taught),
+            OF_UNTAUGHT: train(OF_UNTAUGHT, assisted, untaught),
+        }
+
+    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
+    network_of = dict.fromkeys(made, student) | {BOSS: teacher} | dict.fromkeys((TAUGHT, UNTAUGHT), assistant)
+    rows = scenarios.measure(network_of, made, dataset.test, output)
+    title = 'From teacher to assistant to student'
+    scenarios.report(config, output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+
+
+def conclusion(rows: Sequence[reporting.Row]) -> str:
+    """What the table shows."""
+    gains = '; '.join(f'{name} {scenarios.gain(rows, name, ALONE)}' for name in (DIRECT, ASSISTED, OF_UNTAUGHT))
+    return (
+        f'Against the student alone: {gains}. The way over the assistant differs from the direct one by '
+        f'{scenarios.gain(rows, ASSISTED, DIRECT)}. Student, learning rates and epochs '
+        'were enlarged once, as students had not converged; the networks are those of the last epoch.'
+    )
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)

@@ -1,0 +1,162 @@
+"""Distil the CIFAR-10 pair: a convolutional network of 4.3 million parameters into one of a quarter of its size.
+
+    python -m experiments.cifar10
+    python -m experiments.cifar10 --settings full --output runs/cifar10_full
+
+Teacher: convolutions of 64 and 128 channels and a dense layer of 512. Student: 32, 64 and 256. Images are cropped and mirrored
+at random, all networks are trained by Adam at a rate that falls to 0 as a cosine, and the student learns from 0.5 · labels +
+0.5 · soft targets at temperature 3. The baseline is the same student, trained in the same way from the labels alone. The full
+settings take all 45,000 training images and want an accelerator; the reduced ones, which are the default, take a part of them
+and fit two CPU cores. The test split is read once, at the end.
+
+Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+from experiments import reporting, runs
+from kdjax import data, metrics, models, networks, objectives, training
+
+TEACHER = models.CNN((64, 128), (512,))
+STUDENT = models.CNN((32, 64), (256,))
+TEMPERATURE = 3.0
+ALPHA = 0.5
+LEARNING_RATE = 1e-3
+AUGMENT = data.augment.chain(data.augment.random_crop(padding=4), data.augment.random_flip())
+
+
+class Settings(NamedTuple):
+    """How much is computed.
+
+    Attributes:
+      examples: training images that teacher and students see; None for all.
+      teacher_epochs: of the teacher.
+      epochs: of every student.
+      batch_size: examples a step.
+    """
+
+    examples: int | None
+    teacher_epochs: int
+    epochs: int
+    batch_size: int
+
+
+SETTINGS = {
+    'reduced': Settings(examples=2500, teacher_epochs=12, epochs=6, batch_size=50),
+    'full': Settings(examples=None, teacher_epochs=100, epochs=100, batch_size=128),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    settings: Literal['reduced', 'full'] = 'reduced'
+    """'reduced' for CPUs, 'full' for an accelerator."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    seeds: int = 3
+    """Number of students of each kind, all of one teacher."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/cifar10'
+    """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
+
+
+def main(config: Config) -> None:
+    """Trains, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(seeds=config.seeds)
+    settings = SETTINGS[config.settings]
+    dataset = data.load('cifar10', data_dir=config.data_dir)
+    chosen = np.random.default_rng(0).permutation(len(dataset.train['labels']))[: settings.examples]
+    train = data.take(dataset.train, np.sort(chosen))
+    normalize = data.normalize(*data.channel_statistics(train['inputs']))
+    # XLA's own convolutions are the fastest on accelerators, and slow on CPUs.
+    lowering = models.cpu_convolution if jax.default_backend() == 'cpu' else jax.lax.conv_general_dilated
+    teacher, student = (
+        networks.preprocess(networks.from_linen(module.clone(convolution=lowering)), normalize) for module in (TEACHER, STUDENT)
+    )
+    labels = objectives.hard_labels()
+    both = ALPHA * labels + (1 - ALPHA) * objectives.soft_targets(temperature=TEMPERATURE)
+
+    def prepare(
+        network: networks.Network, taught_by: networks.Network, objective: objectives.Objective, epochs: int
+    ) -> runs.Run:
+        steps = epochs * training.steps_per_epoch(train, settings.batch_size)
+        adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+        problem = training.distillation(network, taught_by, objective, adam)
+        return runs.prepare(problem, train, epochs=epochs, batch_size=settings.batch_size, augment=AUGMENT)
+
+    teaching = prepare(teacher, networks.nothing(), labels, settings.teacher_epochs)
+    alone = prepare(student, networks.nothing(), labels, settings.epochs)
+    distilling = prepare(student, teacher, both, settings.epochs)
+    output = runs.open_output(config)
+    if output is None:
+        return
+    fit = functools.partial(runs.train, data=train, output=output)
+    taught_by = fit(teaching, seed=1000, name='teacher').state.variables
+    trained = {
+        'teacher': [taught_by],
+        'student alone': [fit(alone, seed=seed, name=f'seed{seed}/alone').state.variables for seed in range(config.seeds)],
+        'distilled': [
+            fit(distilling, seed=seed, name=f'seed{seed}/distilled', teacher_variables=taught_by).state.variables
+            for seed in range(config.seeds)
+        ],
+    }
+    rows = [
+        measure(name, teacher if name == 'teacher' else student, teacher, taught_by, each, dataset, output)
+        for name, each in trained.items()
+    ]
+    reporting.write_report(
+        output,
+        title=f'CIFAR-10 pair, {config.settings} settings',
+        dataset=dataset.name,
+        seeds=config.seeds,
+        started=started,
+        rows=rows,
+        example=dataset.test['inputs'][:1],
+        notes=conclusion(rows, len(train['labels']), settings),
+    )
+
+
+def measure(
+    name: str,
+    network: networks.Network,
+    teacher: networks.Network,
+    taught_by: dict[str, Any],
+    each_seed: list[dict[str, Any]],
+    dataset: data.Dataset,
+    output: pathlib.Path,
+) -> reporting.Row:
+    """Measures the files to ship on the test split, and how often they prefer the teacher's class."""
+    evaluate = training.evaluator(network, teacher=teacher)
+    sizes, loaded = zip(*(runs.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)), strict=True)
+    measured = [metrics.compute(evaluate(variables, dataset.test, taught_by)) for variables in loaded]
+    extra = {}
+    for key in ('nll', 'agreement'):
+        extra |= reporting.mean_and_deviation(key, [one[key] for one in measured])
+    return reporting.Row(name, [one['accuracy'] for one in measured], max(sizes), network, loaded[0], extra)
+
+
+def conclusion(rows: list[reporting.Row], examples: int, settings: Settings) -> str:
+    """What the table shows, with the standard error of the difference."""
+    _, alone, distilled = rows
+    gain, error = reporting.difference(distilled, alone)
+    return (
+        f'Trained on {examples:,} images, the one teacher for {settings.teacher_epochs} epochs and every student for '
+        f'{settings.epochs}. Distilling changes the accuracy of the student by {100 * gain:+.2f} points (standard error '
+        f'{100 * error:.2f}). Negative log likelihood (nll) in nats; agreement: share of test images on which network and '
+        'teacher prefer the same class.'
+    )
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)

@@ -1,0 +1,187 @@
+"""One student that learns two tasks from two teachers: which digit is on the left, and which on the right.
+
+    python -m experiments.multitask
+
+Two digits lie over each other, as in MultiMNIST, one at the top left and one at the bottom right; pairs are drawn within each
+split. Two large teachers learn one task each, from all pairs. A student with one hidden layer and two heads sees an eighth of
+them and learns both tasks: from the labels, from 0.5 · labels + 0.5 · soft targets of both teachers (T = 2), from a mixture
+that moves from the teachers to the labels (teacher annealing), or from the teachers alone. Two students of one task each and
+half the width stand beside it. Logits and labels have an axis of tasks, so the objectives are those of a single task. No
+rate or weight was tuned. That students see an eighth of the pairs was settled after a trial with all of them, whose test
+accuracies were seen.
+
+Clark et al. report that single-task teachers make a multi-task student better than both multi-task and single-task training,
+and better than its teachers with teacher annealing. Measured here, over 5 seeds: two small students 93.0 ± 0.4 %, one for both
+tasks 93.2 ± 0.3 %, distilled with labels 94.0 ± 0.3 %, with teacher annealing 93.9 ± 0.2 %, without labels 94.2 ± 0.4 %. The
+first claim holds; annealing adds nothing to a constant mixture, and no small student comes near its teachers, 97.6 ± 0.1 %.
+
+References:
+  Clark, Luong, Khandelwal, Manning, Le. BAM! Born-Again Multi-Task Networks for Natural Language Understanding. 2019.
+  https://arxiv.org/abs/1907.04829
+  Sabour, Frosst, Hinton. Dynamic Routing Between Capsules. 2017. https://arxiv.org/abs/1710.09829
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import optax
+import tyro
+
+from experiments import figures, parts, reporting, runs, scenarios
+from kdjax import data, models, networks, objectives, training
+from kdjax.batches import Batch
+
+TASKS = ('left', 'right')
+TEACHERS, APART, TOGETHER = 'two teachers', 'two students (labels)', 'one student (labels)'
+MIXED, ANNEALED, SOFT = 'one student (mixed)', 'one student (teacher annealing)', 'one student (soft targets)'
+TEACHER_WIDTH, STUDENT_WIDTH = 400, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    dataset: str = 'digits'
+    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    seeds: int = 5
+    """Number of repetitions, each with teachers and students of its own."""
+    epochs: int = 15
+    """Epochs of the teachers; the students take four times as many."""
+    pairs: int = 4096
+    """Pairs of training images, half as many for the test; the students see an eighth of them."""
+    batch_size: int = 64
+    """Examples a step."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/multitask'
+    """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
+
+
+def main(config: Config) -> None:
+    """Trains, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, pairs=config.pairs)
+    dataset = scenarios.load(config.dataset, data_dir=config.data_dir)
+    train, test = overlay(dataset.train, config.pairs, seed=0), overlay(dataset.test, max(1, config.pairs // 2), seed=1)
+    transfer = data.take(train, np.arange(config.pairs // 8))
+    rescale = data.normalize(*data.channel_statistics(train['inputs']))
+
+    def network(module: models.MLP) -> networks.Network:
+        return networks.preprocess(networks.from_linen(module), rescale)
+
+    tasks = len(TASKS)
+    teacher = network(models.MLP((TEACHER_WIDTH, TEACHER_WIDTH), dataset.classes, dropout=0.3))
+    narrow = network(models.MLP((STUDENT_WIDTH // tasks,), dataset.classes))
+    student = networks.postprocess(
+        network(models.MLP((STUDENT_WIDTH,), tasks * dataset.classes)),
+        lambda logits: logits.reshape(-1, tasks, dataset.classes),
+    )
+    teachers, apart = networks.multitask([teacher] * tasks), networks.multitask([narrow] * tasks)
+
+    def prepare(network: networks.Network, objective: objectives.Objective, split: Batch, epochs: int, **more: Any) -> runs.Run:
+        return scenarios.learn(network, objective, split, epochs=epochs, batch_size=config.batch_size, **more)
+
+    epochs = 4 * config.epochs
+    labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=2.0)
+    falling = optax.linear_schedule(1.0, 0.0, epochs * training.steps_per_epoch(transfer, config.batch_size))
+    annealed = falling * soft + (lambda step: 1 - falling(step)) * labels
+    teaching = prepare(teacher, labels, of_task(train, 0), config.epochs, rate=1e-3)
+    alone = prepare(narrow, labels, of_task(transfer, 0), epochs, rate=3e-3)
+    learning = {
+        TOGETHER: prepare(student, labels, transfer, epochs, rate=3e-3),
+        MIXED: prepare(student, 0.5 * labels + 0.5 * soft, transfer, epochs, rate=3e-3, teacher=teachers),
+        ANNEALED: prepare(student, annealed, transfer, epochs, rate=3e-3, teacher=teachers),
+        SOFT: prepare(student, soft, transfer, epochs, rate=3e-3, teacher=teachers),
+    }
+    output = runs.open_output(config)
+    if output is None:
+        return
+
+    def one_seed(seed: int) -> dict[str, Any]:
+        def fit(name: str, run: runs.Run, split: Batch, key: int, **more: Any) -> Any:
+            path = f'seed{seed}/{runs.folder_name(name)}'
+            return runs.train(run, split, seed=key, output=output, name=path, every=run.epochs, **more).state.variables
+
+        def each(name: str, run: runs.Run, split: Batch) -> Any:
+            made = [fit(f'{name} {TASKS[i]}', run, of_task(split, i), 1000 * (i + 1) + seed) for i in range(tasks)]
+            return networks.ensemble_variables(made)
+
+        taught_by = each(TEACHERS, teaching, train)
+        made = {TEACHERS: taught_by, APART: each(APART, alone, transfer)}
+        for name, run in learning.items():
+            made[name] = fit(name, run, transfer, seed, teacher_variables=None if name == TOGETHER else taught_by)
+        return made
+
+    trained = scenarios.by_name(map(one_seed, range(config.seeds)))
+    rows = measure({TEACHERS: teachers, APART: apart} | dict.fromkeys(learning, student), trained, test, output)
+    reporting.write_report(
+        output,
+        title='One student, two tasks, two teachers',
+        dataset=f'{config.dataset}, two over each other',
+        seeds=config.seeds,
+        started=started,
+        rows=rows,
+        example=test['inputs'][:1],
+        notes=conclusion(rows),
+        draw=figures.draw_rows,
+    )
+
+
+def overlay(split: Batch, pairs: int, *, seed: int) -> Batch:
+    """Pairs of images in one of half again their height and width, the brighter pixel on top.
+
+    Args:
+      split: images [examples, height, width, channels] and labels.
+      pairs: how many to draw.
+      seed: of the draw.
+
+    Returns:
+      {'inputs': uint8 [pairs, 1.5 height, 1.5 width, channels], 'labels': int32 [pairs, 2]}, the top left one first.
+    """
+    images, labels = split['inputs'], split['labels']
+    height, width = images.shape[1:3]
+    below, beside = height // 2, width // 2
+    left, right = np.random.default_rng(seed).integers(0, len(labels), (2, pairs))
+    one = np.pad(images[left], ((0, 0), (0, below), (0, beside), (0, 0)))
+    other = np.pad(images[right], ((0, 0), (below, 0), (beside, 0), (0, 0)))
+    return {'inputs': np.maximum(one, other), 'labels': np.stack([labels[left], labels[right]], axis=1)}
+
+
+def of_task(split: Batch, task: int) -> Batch:
+    """The same examples with the labels of one task."""
+    return {**split, 'labels': split['labels'][:, task]}
+
+
+def measure(
+    network_of: Mapping[str, networks.Network], trained: Mapping[str, Sequence[Any]], test: Batch, output: pathlib.Path
+) -> list[reporting.Row]:
+    """Ships all networks, loads them again, and measures every task; accuracies are means over tasks."""
+
+    def on_task(task: int) -> list[reporting.Row]:
+        # One network for all rows that share it, so that each compiles once.
+        chosen = {each: networks.postprocess(each, lambda logits: logits[:, task]) for each in network_of.values()}
+        return scenarios.measure(
+            {name: chosen[each] for name, each in network_of.items()}, trained, of_task(test, task), output
+        )
+
+    rows = parts.average({name: on_task(task) for task, name in enumerate(TASKS)})
+    return [row._replace(network=network_of[row.name]) for row in rows]
+
+
+def conclusion(rows: list[reporting.Row]) -> str:
+    """What the teachers add to the labels, and what one student for both tasks costs."""
+    return (
+        f'Both teachers change the accuracy of one student by {scenarios.gain(rows, MIXED, TOGETHER)} when mixed with the '
+        f'labels, by {scenarios.gain(rows, ANNEALED, TOGETHER)} with teacher annealing, and by '
+        f'{scenarios.gain(rows, SOFT, TOGETHER)} without any labels. Against two students of half the width, each with a task '
+        f'of its own, one student with teacher annealing gains {scenarios.gain(rows, ANNEALED, APART)}; against its teachers '
+        f'{scenarios.gain(rows, ANNEALED, TEACHERS)}.'
+    )
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)

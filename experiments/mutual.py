@@ -1,0 +1,121 @@
+"""Networks that learn together: mutual learning of two students, and a teacher trained jointly with its student.
+
+    python -m experiments.mutual
+
+Mutual learning has no teacher: two networks learn from the labels and from each other's probabilities at the same steps. Joint
+training has three terms: a larger teacher learns from the labels, and the student from the labels and from the teacher as it
+stands. Both are one training problem whose student is an ensemble (`objectives.mutual_learning`, `objectives.of_member`). They
+are compared with a student alone and with one whose teacher was trained before; all students are of one size and take as many
+steps.
+
+The paper finds that mutual learning beats independent learning for every pair of networks on CIFAR-100, and beats distillation
+from a larger teacher that stays as it is.
+
+Measured here on 4,000 garments, over 5 seeds: the student alone 84.1 ± 0.3 %, in mutual learning 84.0 ± 0.3 % and 84.0 ± 0.1
+%, of a teacher trained before (85.2 ± 0.2 %) 84.1 ± 0.3 %, of one trained jointly 83.6 ± 0.2 %. Mutual learning and
+distillation change nothing that could be told from chance; a teacher that still learns costs 0.44 points (standard error
+0.14).
+
+Zhang, Xiang, Hospedales, Lu. Deep Mutual Learning. 2018. https://arxiv.org/abs/1706.00384
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from experiments import reporting, runs, scenarios
+from kdjax import data, models, networks, objectives
+
+STUDENT = models.MLP((64, 64))
+TEACHER = models.MLP((256, 256))
+LEARNING_RATE = 3e-3
+TEMPERATURE = 1.0
+BEFORE, JOINT_TEACHER = 'teacher, trained before', 'teacher, trained jointly'
+ALONE, PEER, OTHER = 'student alone', 'student in mutual learning', 'the other student in mutual learning'
+DISTILLED, JOINT = 'student of the teacher trained before', 'student of the teacher trained jointly'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run."""
+
+    dataset: str = 'fashion_mnist'
+    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    examples: int | None = 4000
+    """Training examples that every network sees; all if not given."""
+    seeds: int = 5
+    """Number of repetitions, each with networks of its own."""
+    epochs: int = 20
+    """Epochs of every network."""
+    batch_size: int = 128
+    """Examples a step."""
+    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/mutual'
+    """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
+
+
+def main(config: Config) -> None:
+    """Trains, measures and reports."""
+    started = time.time()
+    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    student, teacher = (
+        networks.tap_logits(
+            networks.preprocess(networks.from_linen(module.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
+        )
+        for module in (STUDENT, TEACHER)
+    )
+    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
+
+    def learn(
+        learner: networks.Network, objective: objectives.Objective, taught_by: networks.Network | None = None
+    ) -> runs.Run:
+        return scenarios.learn(learner, objective, dataset.train, teacher=taught_by, **settings)
+
+    labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=TEMPERATURE)
+    three_terms = objectives.of_member(labels, 0) + objectives.of_member(labels, 1) + objectives.of_member(soft, 1, teacher=0)
+    teaching, alone, distilling = learn(teacher, labels), learn(student, labels), learn(student, labels + soft, teacher)
+    mutual = learn(networks.ensemble([student] * 2), objectives.mutual_learning(2, temperature=TEMPERATURE))
+    joint = learn(networks.ensemble([teacher, student]), three_terms)
+    output = runs.open_output(config)
+    if output is None:
+        return
+
+    def trained(seed: int) -> dict[str, Any]:
+        train = scenarios.trainer(output, dataset.train, seed)
+        before = train(BEFORE, teaching)
+        peers, pair = train('mutual', mutual), train('joint', joint)
+        return {
+            BEFORE: before,
+            JOINT_TEACHER: networks.member_variables(pair, 0),
+            ALONE: train(ALONE, alone),
+            DISTILLED: train(DISTILLED, distilling, before),
+            JOINT: networks.member_variables(pair, 1),
+            PEER: networks.member_variables(peers, 0),
+            OTHER: networks.member_variables(peers, 1),
+        }
+
+    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
+    network_of = dict.fromkeys(made, student) | dict.fromkeys((BEFORE, JOINT_TEACHER), teacher)
+    rows = scenarios.measure(network_of, made, dataset.test, output)
+    title = 'Networks that learn together'
+    scenarios.report(config, output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+
+
+def conclusion(rows: Sequence[reporting.Row]) -> str:
+    """What the table shows."""
+    gains = '; '.join(f'{name} {scenarios.gain(rows, name, ALONE)}' for name in (PEER, OTHER, DISTILLED, JOINT))
+    return (
+        f'Against the student alone: {gains}. Mutual learning differs from distillation by '
+        f'{scenarios.gain(rows, PEER, DISTILLED)}, and the jointly trained teacher from the one trained before by '
+        f'{scenarios.gain(rows, JOINT_TEACHER, BEFORE)}. The learning rate was raised '
+        'once, as students had not converged; the networks are those of the last epoch.'
+    )
+
+
+if __name__ == '__main__':
+    runs.command_line(Config, main)

@@ -1,0 +1,25 @@
+"""What an augmentation is, and several in turn."""
+
+from collections.abc import Callable
+
+import jax
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+"""`augment(key, image) -> image`."""
+
+
+def chain(*augments: Augment) -> Augment:
+    """Applies several in turn, each with a key of its own.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from kdjax.data.augment import random_crop, random_flip
+    >>> chain(random_crop(padding=1), random_flip())(jax.random.key(0), jnp.ones((4, 4, 1))).shape
+    (4, 4, 1)
+    """
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        for i, function in enumerate(augments):
+            image = function(jax.random.fold_in(key, i), image)
+        return image
+
+    return augment

@@ -1,0 +1,45 @@
+"""Steps that change their batch first, as a whole."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from kdjax.batches import Batch
+from kdjax.metrics import Mean
+from kdjax.networks import Variables
+from kdjax.training.step import Distillation, TrainState
+
+
+def transform_batches(problem: Distillation, transform: Callable[[jax.Array, Batch], Batch]) -> Distillation:
+    """A problem whose steps see `transform(key, batch)`, as teacher and student both do; for mixup, say.
+
+    Augmentation of single examples is for `training.epoch`; this is for what needs several. The key is made of the run's key
+    and the number of the step, so a run that resumes goes on alike.
+
+    Args:
+      problem: the problem.
+      transform: a pure function of a key and a batch, such as `data.augment.mixup`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+    >>> from kdjax import data, networks, objectives, training
+    >>> problem = training.supervised(networks.from_linen(nn.Dense(3)), objectives.mixed_labels(), optax.sgd(0.1))
+    >>> problem = transform_batches(problem, data.augment.mixup(alpha=0.2))
+    >>> batch = {'inputs': jnp.ones((4, 5)), 'labels': jnp.zeros(4, jnp.int32)}
+    >>> state, metrics = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
+    >>> sorted(metrics)
+    ['loss', 'mixed_labels', 'mixed_labels/weighted']
+    """
+
+    def init(key: jax.Array, batch: Batch, *, student_variables: Any = None) -> TrainState:
+        shapes = jax.eval_shape(transform, jax.random.key(0), batch)
+        return problem.init(key, shapes, student_variables=student_variables)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+        # The network's own noise has the run's key and the step; this stream must not meet it, nor those of the epoch.
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 3), state.step)
+        return problem.step(state, teacher_variables, transform(key, batch))
+
+    return Distillation(init, step)

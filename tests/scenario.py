@@ -1,0 +1,58 @@
+"""Runs a scenario script and records what each of its networks was trained on, and by whom."""
+
+import json
+import math
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import runs
+from kdjax.batches import Batch
+
+
+class Trained(NamedTuple):
+    """One call of `runs.train`."""
+
+    split: Batch
+    epochs: int
+    seed: int
+    teacher: Any
+    student: Any
+    variables: dict[str, Any]
+
+
+def run(script: Any, config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Trained]]:
+    """The rows of the report by name, and what was trained by name, such as 'seed0/student-alone'."""
+    trained: dict[str, Trained] = {}
+    train = runs.train
+
+    def record(run: runs.Run, split: Batch, *, seed: int, name: str, **more: Any) -> Any:
+        fitted = train(run, split, seed=seed, name=name, **more)
+        given = jax.device_get((more.get('teacher_variables'), more.get('student_variables'), fitted.state.variables))
+        assert name not in trained
+        trained[name] = Trained(split, run.epochs, seed, *given)
+        return fitted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, 'train', record)
+        script.main(config)
+    output = pathlib.Path(config.output)
+    rows = {row['name']: row for row in json.loads((output / 'report.json').read_text())['rows']}
+    text = (output / 'report.md').read_text()
+    for name, row in rows.items():
+        assert f'| {name} |' in text
+        assert 0 <= row['accuracy_mean'] <= 1
+        assert row['runs'] == config.seeds
+        assert all(math.isfinite(row[key]) for key in ('accuracy_std', 'bytes', 'latency_ms'))
+    assert (output / 'figure.png').stat().st_size > 1000
+    return rows, trained
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two trees hold the same arrays."""
+    return jax.tree.structure(one) == jax.tree.structure(other) and all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
