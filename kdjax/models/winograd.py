@@ -50,7 +50,8 @@ def winograd_convolution(
       preferred_element_type: as there.
 
     >>> import jax.numpy as jnp
-    >>> winograd_convolution(jnp.ones((2, 8, 8, 64)), jnp.ones((3, 3, 64, 64)), (1, 1), 'SAME').shape
+    >>> images, kernel = jnp.ones((2, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
+    >>> winograd_convolution(images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')).shape
     (2, 8, 8, 64)
 
     Reference:

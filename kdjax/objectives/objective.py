@@ -167,7 +167,9 @@ def combine(**objectives: Objective) -> Objective:
 
 def evaluate(value: Weight, step: Any) -> jax.Array:
     """A number, or a schedule at a step, as a float32 scalar."""
-    return jnp.asarray(value(step) if callable(value) else value, jnp.float32)
+    # optax's schedules promote dtypes implicitly, which would fail for users who forbid that in their own code.
+    with jax.numpy_dtype_promotion('standard'):
+        return jnp.asarray(value(step) if callable(value) else value, jnp.float32)
 
 
 def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperparameters: Any) -> Objective:
