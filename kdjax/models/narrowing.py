@@ -1,7 +1,8 @@
 """Modules for parameters whose channels were removed.
 
-Every module of `kdjax.models` but the ShuffleNets has a field `narrowed`: the output channels of its layers that are not the standard ones, by the
-layer's path. A module hands each submodule its part, with paths relative to it, so a model may itself be part of another.
+Every module of `kdjax.models` but the ShuffleNets has a field `narrowed`: the output channels of its layers that are not the
+standard ones, by the layer's path. A module hands each submodule its part, with paths relative to it, so a model may itself
+be part of another.
 """
 
 from collections.abc import Mapping
