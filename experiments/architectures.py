@@ -63,6 +63,16 @@ def transformer(depth: int, width: int, heads: int) -> Architecture:
     return Architecture(lambda classes: models.VisionTransformer(depth, width, heads, classes=classes), stages, taps=taps)
 
 
+def staged(make: Callable[[int], nn.Module], stages: int, *, first: int = 1) -> Architecture:
+    """Any other module whose stages are numbered."""
+    return Architecture(make, tuple(f'stage{first + i}' for i in range(stages)))
+
+
+def _vgg(*convolutions: int) -> Architecture:
+    stages = tuple(zip((64, 128, 256, 512, 512), convolutions, strict=True))
+    return staged(lambda classes: models.VGG(stages, hidden=(), classes=classes), 5, first=0)
+
+
 ARCHITECTURES = {
     'cnn_64_128': cnn((64, 128), (512,)),
     'cnn_32_64': cnn((32, 64), (256,)),
@@ -73,4 +83,16 @@ ARCHITECTURES = {
     **{f'resnet{depth}': resnet(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     'resnet8x4': resnet(8, _X4),
     'resnet32x4': resnet(32, _X4),
+    'resnet18': staged(lambda classes: models.ResNet18(classes), 4),
+    'wrn_16_2': staged(lambda classes: models.WideResNet(16, 2, classes), 3),
+    'wrn_40_1': staged(lambda classes: models.WideResNet(40, 1, classes), 3),
+    'wrn_40_2': staged(lambda classes: models.WideResNet(40, 2, classes), 3),
+    'vgg8': _vgg(1, 1, 1, 1, 1),
+    'vgg11': _vgg(1, 1, 2, 2, 2),
+    'vgg13': _vgg(2, 2, 2, 2, 2),
+    'vgg16': _vgg(2, 2, 3, 3, 3),
+    'mobilenet_v2': staged(lambda classes: models.MobileNetV2(classes=classes), 4),
+    'shufflenet': staged(lambda classes: models.ShuffleNet(classes), 3),
+    'shufflenet_v2': staged(lambda classes: models.ShuffleNetV2(classes), 3),
+    'squeezenet': staged(lambda classes: models.SqueezeNet(classes), 3),
 }
