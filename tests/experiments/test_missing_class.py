@@ -9,6 +9,8 @@ import pytest
 from experiments import missing_class, runs
 from kdjax import data, export, models
 
+pytestmark = pytest.mark.slow
+
 MISSING = 3
 NAMES = ['teacher', 'distilled, all classes', 'alone', 'alone + bias', 'distilled', 'distilled + bias']
 
