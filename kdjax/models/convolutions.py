@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kdjax.models.winograd import winograd_convolution
+from kdjax.models.winograd import is_dense, winograd_convolution
 
 _LAYOUTS = 'NHWC', 'HWIO', 'NHWC'
 _FEW_CHANNELS = 4
@@ -102,7 +102,6 @@ def cpu_convolution(
     >>> cpu_convolution(jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5)), (2, 2), 'SAME').shape
     (2, 4, 4, 5)
     """
-    dilated = {*(options.get('lhs_dilation') or (1,)), *(options.get('rhs_dilation') or (1,))} != {1}
-    if inputs.ndim == 4 and inputs.shape[-1] <= _FEW_CHANNELS and not dilated and options.get('feature_group_count', 1) == 1:
+    if inputs.ndim == 4 and inputs.shape[-1] <= _FEW_CHANNELS and is_dense(options):
         return im2col_convolution(inputs, kernel, window_strides, padding, **options)
     return winograd_convolution(inputs, kernel, window_strides, padding, **options)

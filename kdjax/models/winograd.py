@@ -1,6 +1,6 @@
 """3x3 convolutions with fewer multiplications, for networks that train on CPUs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,13 +22,7 @@ def winograd_convolution(
     kernel: jax.Array,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
-    *,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    **options: Any,
 ) -> jax.Array:
     """A 3x3 convolution by Winograd's minimal filtering: 16 multiplications for every 2x2 outputs, where direct sums take 36.
 
@@ -42,12 +36,10 @@ def winograd_convolution(
       kernel: [height, width, channels, channels].
       window_strides: as in `lax.conv_general_dilated`.
       padding: as there.
-      lhs_dilation: as there.
-      rhs_dilation: as there.
-      dimension_numbers: as there.
-      feature_group_count: as there.
-      precision: as there, and of the products.
-      preferred_element_type: as there.
+      **options: as there; `precision` is that of the products too.
+
+    Returns:
+      [batch, height, width, channels].
 
     >>> import jax.numpy as jnp
     >>> images, kernel = jnp.ones((2, 8, 8, 64)), jnp.ones((3, 3, 64, 64))
@@ -57,31 +49,26 @@ def winograd_convolution(
     Reference:
       Lavin, Gray. Fast Algorithms for Convolutional Neural Networks. 2015. https://arxiv.org/abs/1509.09308
     """
-    plain = {*(lhs_dilation or (1,)), *(rhs_dilation or (1,)), *window_strides, feature_group_count} == {1}
     if (
-        plain
+        is_dense(options)
         and inputs.ndim == 4
         and kernel.shape[:2] == (3, 3)
         and min(kernel.shape[2:]) >= _FEWEST_CHANNELS
+        and tuple(window_strides) == (1, 1)
         and (padding == 'SAME' or [tuple(pair) for pair in padding] == [(1, 1), (1, 1)])
-        and lax.conv_dimension_numbers(inputs.shape, kernel.shape, dimension_numbers)
+        and lax.conv_dimension_numbers(inputs.shape, kernel.shape, options.get('dimension_numbers'))
         == lax.conv_dimension_numbers(inputs.shape, kernel.shape, _LAYOUTS)
         and inputs.dtype == kernel.dtype == jnp.float32
-        and preferred_element_type in (None, jnp.float32)
+        and options.get('preferred_element_type') in (None, jnp.float32)
     ):
-        return _convolve(inputs, kernel, precision)
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        window_strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+        return _convolve(inputs, kernel, options.get('precision'))
+    return lax.conv_general_dilated(inputs, kernel, window_strides, padding, **options)
+
+
+def is_dense(options: Mapping[str, Any]) -> bool:
+    """Whether a convolution with these options has neither dilation nor groups."""
+    dilations = (*(options.get('lhs_dilation') or ()), *(options.get('rhs_dilation') or ()))
+    return {1, options.get('feature_group_count', 1), *dilations} == {1}
 
 
 def _forward(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:

@@ -14,6 +14,7 @@ from kdjax.training.checkpoints import save as save
 from kdjax.training.epochs import Epoch as Epoch
 from kdjax.training.epochs import epoch as epoch
 from kdjax.training.epochs import steps_per_epoch as steps_per_epoch
+from kdjax.training.evaluation import Evaluate as Evaluate
 from kdjax.training.evaluation import evaluator as evaluator
 from kdjax.training.expectation_maximization import Bounds as Bounds
 from kdjax.training.expectation_maximization import ExpectationMaximization as ExpectationMaximization

@@ -34,7 +34,8 @@ def sweep(make: Callable[[Any], Distillation], hyperparameters: Any) -> Distilla
 
     Returns:
       A `Distillation` whose state and metrics have a leading axis of students in every array, but for the step and the key.
-      It goes where any other goes, into `training.epoch` too. `init` takes `student_variables` with that axis.
+      It goes into `training.epoch` as any other, but not into `training.fit`, which writes one number for each metric. `init`
+      takes `student_variables` with that axis.
 
     Raises:
       ValueError: the arrays have no leading axis in common.
