@@ -13,7 +13,7 @@ after each step:
      the fine-tuned teacher's on the target, and an adversary keeps its features alike in both.
   5. It is trained again on the labels of the source, from the distilled weights and at a tenth of the rate, until both
      validation accuracies reach 90 % or for ten epochs; the epoch with the best of the lower of the two is kept
-     (`training.fit_until`). Beside it stands the same training without an eye on the target.
+     (`training.fit(target=...)`). Beside it stands the same training without an eye on the target.
 
 Two more teachers stand beside these: one that learns the 100 labels of the target alone, and one that learns the labels of the
 source while an adversary keeps its features alike in both domains, which asks for no label of the target. Rates and weights
@@ -265,7 +265,7 @@ def keep_best(
 
     example = data.take(splits.source, np.arange(config.batch_size))
     state = training.place(run.mesh, run.problem.init(jax.random.key(seed), example, student_variables=start))
-    fitted = training.fit_until(
+    fitted = training.fit(
         run.epoch,
         state,
         {},

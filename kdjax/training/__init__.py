@@ -48,7 +48,6 @@ from kdjax.training.step import Distillation as Distillation
 from kdjax.training.step import TrainState as TrainState
 from kdjax.training.step import distillation as distillation
 from kdjax.training.step import supervised as supervised
-from kdjax.training.stopping import fit_until as fit_until
 from kdjax.training.streaming import JoinedSource as JoinedSource
 from kdjax.training.streaming import Source as Source
 from kdjax.training.streaming import streaming_epoch as streaming_epoch

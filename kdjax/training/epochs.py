@@ -17,14 +17,15 @@ from kdjax.training.step import Distillation, TrainState
 
 
 class Epoch(NamedTuple):
-    """One epoch of training, a function: `epoch(state, teacher_variables, data, stop=None) -> (state, metrics)`.
+    """One epoch of training, a function: `epoch(state, teacher_variables, data, stop=None, begin=None) -> (state, metrics)`.
 
     It runs from where the state stands to the end of the epoch; `stop()` is asked after every dispatch, and ends it there if it
-    is true. The metrics are those of the steps that ran, in order, each leaf with a leading axis of the steps that were
+    is true. `begin` is the number of steps behind the state, for those who know it: reading it off the state waits for the
+    device. The metrics are those of the steps that ran, in order, each leaf with a leading axis of the steps that were
     dispatched together.
 
     Attributes:
-      run: `run(state, teacher_variables, data, stop)`, which is what calling the epoch does.
+      run: `run(state, teacher_variables, data, stop, begin)`, which is what calling the epoch does.
       batch_size: examples a step.
     """
 
@@ -32,10 +33,15 @@ class Epoch(NamedTuple):
     batch_size: int
 
     def __call__(
-        self, state: TrainState, teacher_variables: Variables, data: Any, stop: Callable[[], bool] | None = None
+        self,
+        state: TrainState,
+        teacher_variables: Variables,
+        data: Any,
+        stop: Callable[[], bool] | None = None,
+        begin: int | None = None,
     ) -> tuple[TrainState, list[dict[str, Mean]]]:
         """Runs the epoch, or what is left of it."""
-        return self.run(state, teacher_variables, data, stop)
+        return self.run(state, teacher_variables, data, stop, int(state.step) if begin is None else begin)
 
 
 def epoch(
@@ -93,14 +99,14 @@ def epoch(
         return jax.lax.scan(lambda state, _: step(state, teacher_variables, data, order), state, length=steps)
 
     def run(
-        state: TrainState, teacher_variables: Variables, data: Batch, stop: Callable[[], bool] | None
+        state: TrainState, teacher_variables: Variables, data: Batch, stop: Callable[[], bool] | None, begin: int
     ) -> tuple[TrainState, list[dict[str, Mean]]]:
         steps = steps_per_epoch(data, batch_size)
         at_once = steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else steps)
         data = {name: jnp.asarray(array) for name, array in data.items()}
         order = _shuffle(state.key, state.step, data['inputs'].shape[0], batch_size)
         metrics = []
-        for start in range(int(state.step) % steps, steps, at_once):
+        for start in range(begin % steps, steps, at_once):
             state, some = dispatch(state, teacher_variables, data, order, min(at_once, steps - start))
             metrics.append(some)
             if stop is not None and stop():

@@ -49,6 +49,7 @@ def fit(
     validate: Callable[[Variables], dict[str, Mean]] | None = None,
     variables_of: Callable[[TrainState], dict[str, Any]] = operator.attrgetter('variables'),
     monitor: str = 'accuracy',
+    target: float | None = None,
     every: int = 1,
     directory: str | pathlib.Path | None = None,
     log: str | pathlib.Path | None = None,
@@ -71,6 +72,7 @@ def fit(
       variables_of: which variables of a state are validated and kept as the best: the student's own, or
         `training.averaged_variables`.
       monitor: the metric of `validate` that tells the best epoch, the larger the better.
+      target: value of the metric at which training stops, after the epoch that reaches it.
       every: epochs between two validations, which are followed by a checkpoint; the last epoch always has both.
       directory: folder for the checkpoints; None keeps none.
       log: file for the metrics, one JSON object a line; lines of steps that are run again are replaced. An epoch that was
@@ -92,6 +94,8 @@ def fit(
     """
     if epochs < 1 or every < 1:
         raise ValueError(f'fit: epochs and every must be at least 1, got {epochs} and {every}')
+    if target is not None and validate is None:
+        raise ValueError('fit: target needs validate, which measures what is to reach it')
     if skip_nonfinite < 0:
         raise ValueError(f'fit: skip_nonfinite must be at least 0, got {skip_nonfinite}')
     steps = steps_per_epoch(data, epoch.batch_size)
@@ -109,6 +113,8 @@ def fit(
             raise ValueError(
                 f'{directory} holds {start / steps:g} epochs, more than the {epochs} asked for: choose another folder'
             )
+        if target is not None and start == first * steps > 0 and compute(validate(variables_of(state)))[monitor] >= target:
+            epochs = first
         log = _MetricsLog(log, name, start)
         best: tuple[float, int, Any] | None = None
         unread: list[tuple[int, int, list[dict[str, Mean]]]] = []
@@ -118,7 +124,7 @@ def fit(
         with bar, preemption.notices(start) as stop:
             for number in range(first + 1, epochs + 1):
                 begun = step
-                state, metrics = epoch(state, teacher_variables, data, stop)
+                state, metrics = epoch(state, teacher_variables, data, stop, begun)
                 step += sum(len(chunk['loss'].total) for chunk in metrics)
                 unread.append((number, begun, metrics))
                 due = step == number * steps and (number % every == 0 or number == epochs)
@@ -149,6 +155,8 @@ def fit(
                     checkpoints.save(manager, step, state, measured, settings)
                 if stop(step):
                     raise _preempted(step, manager)
+                if target is not None and measured[monitor] >= target:
+                    break
         if validate is None or (manager is None and best is None):
             return Fitted(state, variables_of(state), epochs, first)
         if manager is None or start == 0:

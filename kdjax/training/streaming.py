@@ -122,10 +122,10 @@ def streaming_epoch(
             reading.popitem()[1].close()
 
     def run(
-        state: TrainState, teacher_variables: Variables, data: Any, stop: Callable[[], bool] | None
+        state: TrainState, teacher_variables: Variables, data: Any, stop: Callable[[], bool] | None, start: int
     ) -> tuple[TrainState, list[dict[str, Mean]]]:
         steps = steps_per_epoch(data, batch_size)
-        start, seed = int(state.step), int(jax.random.bits(stream(state.key, 'shuffle')))
+        seed = int(jax.random.bits(stream(state.key, 'shuffle')))
         batches = reading.pop((id(data), seed, start), None)
         if batches is None:
             close()

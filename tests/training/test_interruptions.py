@@ -38,8 +38,8 @@ def host(fitted):
 def asked_to_stop_after(*steps):
     """The epoch, during which SIGTERM arrives while one of these steps runs."""
 
-    def run(state, teacher_variables, data, stop):
-        step = int(state.step)
+    def run(state, teacher_variables, data, stop, begin):
+        step = begin
 
         def arrives():
             nonlocal step
@@ -48,7 +48,7 @@ def asked_to_stop_after(*steps):
                 signal.raise_signal(signal.SIGTERM)
             return stop()
 
-        return interrupted.epoch(state, teacher_variables, data, arrives)
+        return interrupted.epoch(state, teacher_variables, data, arrives, begin)
 
     return interrupted.epoch._replace(run=run)
 

@@ -32,7 +32,7 @@ def run(values, **settings):
         return {'accuracy': Mean(jnp.float32(values[number]), jnp.float32(1.0))}
 
     settings = {'target': 0.875, 'epochs': 5, 'progress': False, **settings}
-    fitted = training.fit_until(EPOCH, start(), {}, DATA, validate=validate, **settings)
+    fitted = training.fit(EPOCH, start(), {}, DATA, validate=validate, **settings)
     return fitted, seen
 
 
@@ -62,6 +62,6 @@ def test_a_run_that_had_stopped_stays_so_and_another_goes_on(tmp_path):
     assert (int(longer.state.step), longer.resumed_from) == (8, 2)
 
 
-def test_no_epochs_are_refused():
-    with pytest.raises(ValueError, match='fit_until: epochs must be at least 1, got 0'):
-        run([0.1], epochs=0)
+def test_a_target_needs_something_that_measures():
+    with pytest.raises(ValueError, match='fit: target needs validate, which measures what is to reach it'):
+        training.fit(EPOCH, start(), {}, DATA, epochs=1, target=0.5, progress=False)
