@@ -5,6 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from kdjax.models.narrowing import within
 
 Convolution = Callable[..., jax.Array]
 """How convolutions are computed: `jax.lax.conv_general_dilated`, or one of `kdjax.models.*_convolution`."""
@@ -56,3 +59,33 @@ def max_pool(x: jax.Array) -> jax.Array:
         if even:
             x = jnp.maximum(*(jax.lax.slice_in_dim(x, start, even, 2, axis) for start in (0, 1)))
     return x
+
+
+class Stage(nn.Module):
+    """Blocks of one width, one after the other, of which the first takes other channels and may change the size.
+
+    Attributes:
+      block: makes a block, `block(incoming=, width=, stride=, narrowed=, name=)`, which is called with images and `train`.
+      incoming: channels of the input.
+      width: channels of every block.
+      blocks: how many, named `block0`, ....
+      stride: of the first.
+      narrowed: output channels of layers that have fewer, by path below the stage.
+    """
+
+    block: Callable[..., nn.Module]
+    incoming: int
+    width: int
+    blocks: int
+    stride: int
+    narrowed: FrozenDict[str, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps images [batch, height, width, incoming] to [batch, height / stride, width / stride, width]."""
+        for i in range(self.blocks):
+            incoming, stride = (self.incoming, self.stride) if i == 0 else (self.width, 1)
+            name = f'block{i}'
+            narrowed = within(self.narrowed, name)
+            x = self.block(incoming=incoming, width=self.width, stride=stride, narrowed=narrowed, name=name)(x, train)
+        return x

@@ -1,5 +1,6 @@
 """MobileNetV2, a light network of depthwise convolutions."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models.layers import batch_norm, convolution
+from kdjax.models.layers import Stage, batch_norm, convolution
 from kdjax.models.narrowing import within
 
 
@@ -65,39 +66,20 @@ class MobileNetV2(nn.Module):
         x = nn.relu6(batch_norm(train, 'stem_norm')(x))
         incoming = self.stem
         for i, (expansion, width, blocks, stride) in enumerate(self.stages, start=1):
-            name = f'stage{i}'
-            x = _Stage(expansion, incoming, width, blocks, stride, within(self.narrowed, name), name=name)(x, train)
+            name, block = f'stage{i}', functools.partial(_InvertedResidual, expansion=expansion)
+            x = Stage(block, incoming, width, blocks, stride, within(self.narrowed, name), name=name)(x, train)
             incoming = width
         x = convolution(self.narrowed.get('last', self.last), 1, name='last')(x)
         x = nn.relu6(batch_norm(train, 'last_norm')(x))
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
 
 
-class _Stage(nn.Module):
-    expansion: int
-    incoming: int
-    width: int
-    blocks: int
-    stride: int
-    narrowed: FrozenDict[str, int]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(self.blocks):
-            incoming, stride = (self.incoming, self.stride) if i == 0 else (self.width, 1)
-            name = f'block{i}'
-            x = _InvertedResidual(self.expansion, incoming, self.width, stride, within(self.narrowed, name), name=name)(
-                x, train
-            )
-        return x
-
-
 class _InvertedResidual(nn.Module):
-    expansion: int
     incoming: int
     width: int
     stride: int
     narrowed: FrozenDict[str, int]
+    expansion: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -1,5 +1,6 @@
 """Residual networks of basic blocks: those for small images, as distillation tables use them, and ResNet18."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models.layers import Convolution, batch_norm, convolution
+from kdjax.models.layers import Convolution, Stage, batch_norm, convolution
 from kdjax.models.narrowing import within
 from kdjax.models.stems import Stem, apply_stem
 
@@ -55,10 +56,10 @@ class ResNet(nn.Module):
             raise ValueError(f'ResNet: widths must be those of the stem and three stages, got {self.widths}')
         x = convolution(self.narrowed.get('stem', self.widths[0]), 3, lowering=self.convolution, name='stem')(x)
         x = nn.relu(batch_norm(train, 'stem_norm')(x))
+        block = functools.partial(_BasicBlock, convolution=self.convolution)
         for i, (incoming, width) in enumerate(itertools.pairwise(self.widths), start=1):
             name, stride = f'stage{i}', 1 if i == 1 else 2
-            narrowed = within(self.narrowed, name)
-            x = _Stage(incoming, width, blocks, stride, self.convolution, narrowed, name=name)(x, train)
+            x = Stage(block, incoming, width, blocks, stride, within(self.narrowed, name), name=name)(x, train)
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
 
 
@@ -93,37 +94,19 @@ class ResNet18(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, classes]."""
         x = apply_stem(self.stem, x, train, width=self.narrowed.get('stem', self.stem.width), lowering=self.convolution)
+        block = functools.partial(_BasicBlock, convolution=self.convolution)
         for i, (incoming, width) in enumerate(itertools.pairwise((self.stem.width, 64, 128, 256, 512)), start=1):
             name, stride = f'stage{i}', 1 if i == 1 else 2
-            narrowed = within(self.narrowed, name)
-            x = _Stage(incoming, width, 2, stride, self.convolution, narrowed, name=name)(x, train)
+            x = Stage(block, incoming, width, 2, stride, within(self.narrowed, name), name=name)(x, train)
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
-
-
-class _Stage(nn.Module):
-    incoming: int
-    width: int
-    blocks: int
-    stride: int
-    convolution: Convolution
-    narrowed: FrozenDict[str, int]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(self.blocks):
-            incoming, stride = (self.incoming, self.stride) if i == 0 else (self.width, 1)
-            name = f'block{i}'
-            narrowed = within(self.narrowed, name)
-            x = _BasicBlock(incoming, self.width, stride, self.convolution, narrowed, name=name)(x, train)
-        return x
 
 
 class _BasicBlock(nn.Module):
     incoming: int
     width: int
     stride: int
-    convolution: Convolution
     narrowed: FrozenDict[str, int]
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

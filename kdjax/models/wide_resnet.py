@@ -1,11 +1,14 @@
 """Wide residual networks, whose blocks have norm and activation in front of each convolution."""
 
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models.layers import Convolution, batch_norm, convolution
+from kdjax.models.layers import Convolution, Stage, batch_norm, convolution
 from kdjax.models.narrowing import within
 
 
@@ -54,50 +57,22 @@ class WideResNet(nn.Module):
                 f'got {self.depth} and {self.widening}'
             )
         x = convolution(self.narrowed.get('stem', 16), 3, lowering=self.convolution, name='stem')(x)
-        incoming = 16
-        for i in range(3):
-            width, name = 16 * self.widening * 2**i, f'stage{i + 1}'
-            x = _Stage(
-                incoming,
-                width,
-                blocks,
-                1 if i == 0 else 2,
-                self.dropout,
-                self.convolution,
-                within(self.narrowed, name),
-                name=name,
-            )(x, train)
-            incoming = width
+        block = functools.partial(_Block, dropout=self.dropout, convolution=self.convolution)
+        widths = (16, *(channels * self.widening for channels in (16, 32, 64)))
+        for i, (incoming, width) in enumerate(itertools.pairwise(widths), start=1):
+            name, stride = f'stage{i}', 1 if i == 1 else 2
+            x = Stage(block, incoming, width, blocks, stride, within(self.narrowed, name), name=name)(x, train)
         x = nn.relu(batch_norm(train, 'norm')(x))
         return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
-
-
-class _Stage(nn.Module):
-    incoming: int
-    width: int
-    blocks: int
-    stride: int
-    dropout: float
-    convolution: Convolution
-    narrowed: FrozenDict[str, int]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for i in range(self.blocks):
-            incoming, stride = (self.incoming, self.stride) if i == 0 else (self.width, 1)
-            name = f'block{i}'
-            narrowed = within(self.narrowed, name)
-            x = _Block(incoming, self.width, stride, self.dropout, self.convolution, narrowed, name=name)(x, train)
-        return x
 
 
 class _Block(nn.Module):
     incoming: int
     width: int
     stride: int
+    narrowed: FrozenDict[str, int]
     dropout: float
     convolution: Convolution
-    narrowed: FrozenDict[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
