@@ -51,12 +51,12 @@ def in_stages(objectives: Sequence[Objective], boundaries: Sequence[int]) -> Obj
     return Objective(tuple(term for i, objective in enumerate(objectives) for term in (turn(i) * objective).terms))
 
 
-def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.1) -> Objective:
+def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.1, multiplier: float = 0.0) -> Objective:
     """Keeps an objective below a limit while the rest of a sum is minimised.
 
     `activation_size('stage3') + constraint(hard_labels(), 0.3)` looks for small activations with a cross-entropy of 0.3.
 
-    The value is λ·(loss - limit), with a Lagrange multiplier λ ≥ 0 that begins at 0 and climbs while the limit is not kept:
+    The value is λ·(loss - limit), with a Lagrange multiplier λ ≥ 0 that climbs while the limit is not kept:
     λ ← max(0, λ + learning_rate · (loss - limit)) after every step. Where the sum stops changing, either the limit is kept
     with λ = 0, or it is met exactly. λ is the term's state; its metrics are the objective's, `'multiplier'` and `'excess'`.
 
@@ -64,6 +64,10 @@ def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.
       objective: what must stay below the limit.
       limit: the largest value it may have; a number or a schedule.
       learning_rate: how fast λ climbs.
+      multiplier: λ at the start. From 0, the rest of the sum is all that counts until λ has climbed.
+
+    Raises:
+      ValueError: the multiplier is negative.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import objectives
@@ -81,20 +85,22 @@ def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.
       Platt, Barr. Constrained Differential Optimization. 1988.
       https://papers.nips.cc/paper/1987/hash/a87ff679a2f3e71d9181a67b7542122c-Abstract.html
     """
+    if isinstance(multiplier, (int, float)) and not multiplier >= 0:
+        raise ValueError(f'constraint: multiplier must be at least 0, got {multiplier}')
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
         params, state = objective.init(key, student, teacher, batch)
-        return params, {'objective': state, 'multiplier': jnp.float32(0.0)}
+        return params, {'objective': state, 'multiplier': jnp.float32(multiplier)}
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Mean, dict[str, Mean], Any]:
         loss, metrics, inner = objective.apply(params, state['objective'], student, teacher, batch, step=step)
         excess = loss - evaluate(limit, step)
-        multiplier = state['multiplier']
-        climbed = jnp.maximum(0.0, multiplier + learning_rate * jax.lax.stop_gradient(excess))
-        extra = {**metrics, 'multiplier': mean(multiplier), 'excess': mean(excess)}
-        return mean(multiplier * excess), extra, {'objective': inner, 'multiplier': climbed}
+        current = state['multiplier']
+        climbed = jnp.maximum(0.0, current + learning_rate * jax.lax.stop_gradient(excess))
+        extra = {**metrics, 'multiplier': mean(current), 'excess': mean(excess)}
+        return mean(current * excess), extra, {'objective': inner, 'multiplier': climbed}
 
     return Objective((Term('constraint', init, apply),))
 

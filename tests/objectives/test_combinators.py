@@ -117,9 +117,9 @@ def after(constrained, losses, limit_metrics=('multiplier', 'excess')):
     return jax.device_get(run(state))
 
 
-def multipliers(excess, learning_rate):
+def multipliers(excess, learning_rate, start=0.0):
     """λ before each step, and after the last."""
-    result = [0.0]
+    result = [start]
     for e in excess:
         result.append(max(0.0, result[-1] + learning_rate * e))
     return np.array(result)
@@ -140,6 +140,15 @@ def test_the_multiplier_climbs_above_the_limit_and_falls_below_it_but_not_below_
     assert changes[3] == 0
     assert np.all(changes[4:6] < 0)
     assert multiplier[7] == multiplier[8] == 0
+
+
+def test_the_multiplier_may_begin_above_0_and_not_below():
+    _, (values, multiplier, _) = after(objectives.constraint(output, 0.5, learning_rate=0.2, multiplier=1.5), LOSSES)
+    expected = multipliers(LOSSES - 0.5, 0.2, start=1.5)[:-1]
+    np.testing.assert_allclose(multiplier, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(values, expected * (LOSSES - 0.5), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match='constraint: multiplier must be at least 0, got -1'):
+        objectives.constraint(output, 0.5, multiplier=-1.0)
 
 
 def test_the_limit_may_be_a_schedule():
