@@ -1,5 +1,4 @@
-# Two commands: `make quickstart` runs the main job on embedded data, `make test` the tests, `make test-all` those
-# of whole scenario scripts too. Both set up .venv first.
+# Two commands: `make quickstart` runs the main job on embedded data, `make test` the tests. Both set up .venv first.
 
 # The first interpreter that is new enough; name another with `make PYTHON=...`.
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -8,15 +7,12 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-all lint format clean
+.PHONY: quickstart test lint format clean
 
 quickstart: $(VENV)/installed
 	$(RUN) -m experiments.quickstart
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -q -n 2 -m 'not slow'
-
-test-all: $(VENV)/installed
 	$(RUN) -m pytest -q -n 2
 
 lint: $(VENV)/installed

@@ -1,11 +1,11 @@
-"""What the tests of lifted objectives share: outputs of a pair, values and gradients, and the messages of init."""
+"""What the tests of lifted objectives share: outputs of a pair, values and gradients."""
 
 import functools
 
 import jax
 import numpy as np
-import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from objective_checks import abstract_init, random_params
 
 from kdjax import training
 from kdjax.networks import Outputs
@@ -28,11 +28,8 @@ def outputs():
 
 
 def init(objective, student, teacher, batch):
-    """Random parameters and the state, from shapes alone; the parameters' own draw would take a second for every shape."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (student, teacher, batch))
-    rng = np.random.default_rng(3)
-    params, state = jax.eval_shape(lambda: objective.init(KEY, *shapes))
-    return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype), params), state
+    """Random parameters and the state, from shapes alone."""
+    return random_params(objective, student, teacher, batch), abstract_init(objective, student, teacher, batch)[1]
 
 
 def value_and_gradients(*arguments, step=0):
@@ -55,12 +52,3 @@ def jitted(objective, params, state, student, teacher, batch, step):
 def sharded(*trees):
     """Every device holds one example."""
     return jax.device_put(trees, NamedSharding(training.data_parallel(), PartitionSpec('data')))
-
-
-def init_error(objective, student, teacher, batch):
-    """The one-line message of the ValueError that init raises."""
-    with pytest.raises(ValueError, match=r'\S') as error:
-        init(objective, student, teacher, batch)
-    message = str(error.value).split('\n--------------------\n')[0]
-    assert '\n' not in message
-    return message

@@ -6,8 +6,6 @@ import scenario
 from experiments import assistant, runs
 from kdjax import models
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):

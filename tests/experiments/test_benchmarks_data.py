@@ -6,8 +6,6 @@ import pytest
 
 from experiments.benchmarks import input_pipeline, recorded_teacher, sweep
 
-pytestmark = pytest.mark.slow
-
 
 def summary_of(capsys):
     """The line of JSON that a benchmark ends with."""

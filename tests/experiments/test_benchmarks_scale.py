@@ -12,8 +12,6 @@ import pytest
 import experiments
 from experiments.benchmarks import memory
 
-pytestmark = pytest.mark.slow
-
 PLAN = pathlib.Path(experiments.__file__).with_name('scale.md')
 
 

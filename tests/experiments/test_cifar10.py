@@ -8,8 +8,6 @@ import pytest
 from experiments import cifar10, runs
 from kdjax import data, models
 
-pytestmark = pytest.mark.slow
-
 # The run below replaces them by smaller ones.
 PAIR = cifar10.TEACHER, cifar10.STUDENT
 

@@ -6,8 +6,6 @@ import pytest
 from experiments import contact_sheet
 from kdjax.data import augment
 
-pytestmark = pytest.mark.slow
-
 
 def test_every_augmentation_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(contact_sheet, 'SIDE', 16)

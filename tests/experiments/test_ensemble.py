@@ -7,8 +7,6 @@ import scenario
 from experiments import ensemble, runs, scenarios
 from kdjax import export, models, networks
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):

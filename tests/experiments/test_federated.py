@@ -9,8 +9,6 @@ import pytest
 from experiments import federated, runs, scenarios
 from kdjax import models, networks
 
-pytestmark = pytest.mark.slow
-
 CONFIG = {'seeds': 1, 'clients': 4, 'rounds': 2, 'steps': 2, 'server_epochs': 1, 'batch_size': 16, 'concentrations': (0.5,)}
 NAMES = [federated.CENTRAL, *(federated.row_name(way, 0.5) for way in ('averaging', 'ensemble distillation'))]
 

@@ -8,8 +8,6 @@ import scenario
 from experiments import hints, runs
 from kdjax import models
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):

@@ -5,8 +5,6 @@ import pytest
 
 from experiments.benchmarks import interruptions
 
-pytestmark = pytest.mark.slow
-
 
 def test_its_run_says_when_it_begins_and_is_found_finished_with_the_same_numbers(tmp_path, capsys):
     contents = []

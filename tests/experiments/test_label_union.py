@@ -7,8 +7,6 @@ import scenario
 from experiments import label_union
 from kdjax import data, models, networks
 
-pytestmark = pytest.mark.slow
-
 LOAD = data.load
 
 

@@ -8,8 +8,6 @@ import pytest
 from experiments import multitask, runs, scenarios
 from kdjax import data, models, networks
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):

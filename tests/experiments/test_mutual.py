@@ -6,8 +6,6 @@ import scenario
 from experiments import mutual, runs
 from kdjax import export, models, networks
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):

@@ -9,8 +9,6 @@ import pytest
 from experiments import redistill, runs, scenarios
 from kdjax.paths import leaves_with_paths
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def output(tmp_path_factory):

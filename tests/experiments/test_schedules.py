@@ -11,8 +11,6 @@ from experiments import scenarios, schedules
 from kdjax import networks
 from kdjax.metrics import compute
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope='module')
 def report(tmp_path_factory):

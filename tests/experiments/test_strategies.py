@@ -10,8 +10,6 @@ import pytest
 from experiments import runs, strategies
 from kdjax import data, export, models
 
-pytestmark = pytest.mark.slow
-
 NAMES = [
     'teacher',
     'start',

@@ -9,8 +9,6 @@ import pytest
 from experiments import runs, unlabelled
 from kdjax import data, export, models, networks
 
-pytestmark = pytest.mark.slow
-
 SHARES = (0.1, 1.0)
 EXAMPLES = (115, 1150)
 

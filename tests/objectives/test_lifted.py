@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lifted_checks import BATCH, KEY, LABELS, MASK, init, init_error, jitted, outputs, sharded, value_and_gradients
+from lifted_checks import BATCH, KEY, LABELS, MASK, init, jitted, outputs, sharded, value_and_gradients
+from objective_checks import init_error
 
 from kdjax import losses, objectives, training
 from kdjax.networks import Outputs

@@ -19,7 +19,9 @@ from kdjax.training import checkpoints
 from kdjax.training.checksums import checksums
 
 # Orbax abandons coroutines where a file is damaged; Python says so when it collects them, which must not be in another test.
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+pytestmark = pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore:coroutine .* was never awaited:RuntimeWarning'
+)
 
 
 @pytest.fixture(autouse=True)

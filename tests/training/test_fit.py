@@ -208,7 +208,9 @@ def test_log_holds_every_epoch_once_even_after_a_crash(problem, one_epoch, tmp_p
     assert {'loss', 'hard', 'soft', 'soft/weighted', 'soft/weight', 'hint', 'similarity'} <= set(records[-1])
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # Orbax's own abandoned coroutines
+@pytest.mark.filterwarnings(  # Orbax's own abandoned coroutines
+    'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore:coroutine .* was never awaited:RuntimeWarning'
+)
 def test_half_written_newest_checkpoint_is_passed_over(problem, one_epoch, tmp_path):
     whole = fit(problem, one_epoch, 3, directory=tmp_path / 'whole')
     fit(problem, one_epoch, 2, directory=tmp_path / 'c')
@@ -287,3 +289,23 @@ def test_jnp_data_and_numpy_data_are_the_same(problem, one_epoch):
     one, _ = one_epoch(problem.start(), problem.teacher_variables, problem.data)
     other, _ = one_epoch(problem.start(), problem.teacher_variables, on_device)
     chex.assert_trees_all_equal(host(one), host(other))
+
+
+def traced_once(problem):
+    """The problem, with a step that refuses to be traced again."""
+    step = chex.assert_max_traces(problem.distillation.step.__wrapped__, n=1)
+    return problem.distillation._replace(step=step)
+
+
+def test_a_run_with_validation_and_a_resume_traces_its_step_once(problem, tmp_path):
+    run = training.epoch(traced_once(problem), batch_size=16)
+    more = {'validate': validate_with(problem), 'directory': tmp_path}
+    fit(problem, run, 2, **more)
+    assert fit(problem, run, 4, **more).resumed_from == 2
+
+
+def test_another_batch_size_traces_the_step_again(problem):
+    distillation = traced_once(problem)
+    fit(problem, training.epoch(distillation, batch_size=8), 1)
+    with pytest.raises(AssertionError, match='traced > 1 times'):
+        fit(problem, training.epoch(distillation, batch_size=16), 1)
