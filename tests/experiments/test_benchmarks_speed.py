@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.benchmarks import dispatch, importing, step
+from experiments.benchmarks import convolutions, dispatch, importing, step
 
 
 def last_line(capsys):
@@ -27,6 +27,17 @@ def test_importing(capsys):
     found = last_line(capsys)
     assert found['ratio'] > 0.5
     assert found['theirs_ms'] > 10
+
+
+def test_convolutions(capsys, monkeypatch):
+    monkeypatch.setattr(convolutions, 'LAYERS', (convolutions.Layer(4, 3, 5), convolutions.Layer(4, 32, 32)))
+    convolutions.main(convolutions.Config(batch_size=2, repeats=1))
+    found = last_line(capsys)
+    assert [row['layer'] for row in found['layers']] == ['3 to 5 at 4x4', '32 to 32 at 4x4', '2x2 pooling of 64 at 32x32']
+    row = found['layers'][1]
+    # Values and two gradients of 9 taps, two operations each.
+    assert row['ours_gflops_per_s'] * row['ours_ms'] * 1e6 == pytest.approx(3 * 2 * 9 * 2 * 4**2 * 32**2, rel=0.1)
+    assert found['ratio'] == max(row['ratio'] for row in found['layers'])
 
 
 def test_step_needs_torch_and_says_so(monkeypatch):
