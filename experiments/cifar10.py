@@ -25,10 +25,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-import optax
 import tyro
 
-from experiments import reporting, runs
+from experiments import reporting, runs, scenarios
 from kdjax import data, metrics, models, networks, objectives, training
 
 TEACHER = models.CNN((64, 128), (512,))
@@ -92,17 +91,10 @@ def main(config: Config) -> None:
     labels = objectives.hard_labels()
     both = ALPHA * labels + (1 - ALPHA) * objectives.soft_targets(temperature=TEMPERATURE)
 
-    def prepare(
-        network: networks.Network, taught_by: networks.Network, objective: objectives.Objective, epochs: int
-    ) -> runs.Run:
-        steps = epochs * training.steps_per_epoch(train, settings.batch_size)
-        adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-        problem = training.distillation(network, taught_by, objective, adam)
-        return runs.prepare(problem, train, epochs=epochs, batch_size=settings.batch_size, augment=AUGMENT)
-
-    teaching = prepare(teacher, networks.nothing(), labels, settings.teacher_epochs)
-    alone = prepare(student, networks.nothing(), labels, settings.epochs)
-    distilling = prepare(student, teacher, both, settings.epochs)
+    common = {'rate': LEARNING_RATE, 'batch_size': settings.batch_size, 'augment': AUGMENT}
+    teaching = scenarios.learn(teacher, labels, train, epochs=settings.teacher_epochs, **common)
+    alone = scenarios.learn(student, labels, train, epochs=settings.epochs, **common)
+    distilling = scenarios.learn(student, both, train, epochs=settings.epochs, teacher=teacher, **common)
     output = runs.open_output(config)
     if output is None:
         return
@@ -122,12 +114,11 @@ def main(config: Config) -> None:
     ]
     reporting.write_report(
         output,
+        rows,
         title=f'CIFAR-10 pair, {config.settings} settings',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=conclusion(rows, len(train['labels']), settings),
     )
 

@@ -154,12 +154,11 @@ def main(config: Config) -> None:
     ]
     reporting.write_report(
         output,
+        rows,
         title=f'{config.teacher} to {config.student} on {dataset.name}: {config.recipe}',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=conclusion(rows),
     )
 

@@ -34,7 +34,7 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import compression, reporting, runs
+from experiments import compression, figures, reporting, runs
 from kdjax import data, export, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -85,12 +85,11 @@ def main(config: Config) -> None:
     rows = measure(output, config.seeds, dataset.test)
     reporting.write_report(
         output,
+        rows,
         title=f'Distil, prune, quantize: {dataset.name}',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][: max(BATCH_SIZES)],
         notes=f'{conclusion(rows)}\n\n{NOTES}',
         batch_sizes=BATCH_SIZES,
         table=table,
@@ -298,8 +297,7 @@ def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> N
     handles.append(plt.Line2D([], [], **look, marker='o', markerfacecolor='white', label='quantized first, then pruned'))
     handles.append(plt.Line2D([], [], color='grey', label='Pareto front'))
     figure.legend(handles=handles, loc='outside lower center', ncols=len(handles))
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def _look(name: str) -> tuple[str, str, str]:

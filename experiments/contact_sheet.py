@@ -14,15 +14,12 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from experiments import runs
+from experiments import figures, runs
 from kdjax import data
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 
 augment = data.augment
 AUGMENTATIONS = {
@@ -116,8 +113,7 @@ def draw(path: pathlib.Path, rows: dict[str, np.ndarray], group: int) -> None:
             original.spines[:].set(color='tab:orange', linewidth=2.5)
         line[0].set_ylabel(name, rotation=0, ha='right', va='center')
     figure.subplots_adjust(0.09, 0.01, 0.99, 0.99, 0.05, 0.05)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 if __name__ == '__main__':

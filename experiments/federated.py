@@ -31,13 +31,12 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import reporting, runs, scenarios
+from experiments import figures, reporting, runs, scenarios
 from kdjax import data, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -117,12 +116,11 @@ def main(config: Config) -> None:
     rows = [row._replace(extra={'validation': np.mean(curves[row.name], axis=0).tolist()}) for row in rows]
     reporting.write_report(
         output,
+        rows,
         title=f'{config.clients} clients',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=conclusion(rows, curves, config),
         draw=draw,
     )
@@ -253,15 +251,11 @@ def rounds_until(curves: Sequence[Sequence[float]], target: float) -> str:
 
 def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
     """Draws the validation accuracy after every round, the mean over seeds."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
-    for row in results:
-        if row['validation']:
-            axes.plot(range(1, len(row['validation']) + 1), [100 * x for x in row['validation']], label=row['name'])
-    axes.set(xlabel='round', ylabel='validation accuracy (%)', title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with figures.one_panel(path, title, (8, 5)) as axes:
+        for row in results:
+            if row['validation']:
+                axes.plot(range(1, len(row['validation']) + 1), [100 * x for x in row['validation']], label=row['name'])
+        axes.set(xlabel='round', ylabel='validation accuracy (%)')
 
 
 if __name__ == '__main__':

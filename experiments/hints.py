@@ -2,17 +2,17 @@
 
     python -m experiments.hints
 
-The student has twelve hidden layers of 32, without residuals or normalisation, and stochastic gradient descent as in the
-paper's day. Its sixth layer first learns to predict, through a regressor that is thrown away, what the teacher's second of
+The student has twenty hidden layers of 32, without residuals or normalisation, and stochastic gradient descent as in the
+paper's day. Its tenth layer first learns to predict, through a regressor that is thrown away, what the teacher's second of
 three layers gives; then all of it learns the task, from labels or from labels and soft targets. The same student without the
 first stage takes as many steps in all. In the paper thin deep networks are hard to train without hints; with them they are more
 accurate than their teachers, which are shallower and wider (on CIFAR-10, with a tenth of the parameters).
 
-Measured here on all digits, over 5 seeds: the teacher 97.7 ± 0.2 %; the student alone 94.0 ± 2.0 %, after the hint 91.1 ± 3.6
-%; of soft targets 89.4 ± 4.9 %, after the hint 82.2 ± 21.0 %. The thin student does train worse than the wide one, but the
-hint does not help it: with fewer steps left for the task it loses 2.9 points (standard error 1.8). Depth, width and learning
-rate are those at which, of four other seeds on the validation split, fewer failed after the hint (66.5 % alone, 89.4 % after
-it); that did not hold up.
+Measured here on all digits, over 5 seeds: the teacher 97.3 ± 0.4 %; the student alone 84.7 ± 8.1 %, after the hint 94.5 ± 1.0
+%; of soft targets 91.7 ± 5.5 %, after the hint 95.6 ± 0.8 %. As in the paper the deep student trains badly, and now and then
+hardly at all, without the hint, and well with it: +9.8 points (standard error 3.8). It does not surpass its teacher. Before, a
+student of twelve layers, of which the same learning rate was asked in both stages, had gained nothing on the test split (-2.9
+points, standard error 1.8): after the hint a rate ten times lower is right.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio. FitNets: Hints for Thin Deep Nets. 2015. https://arxiv.org/abs/1412.6550
 """
@@ -31,15 +31,16 @@ from experiments import reporting, runs, scenarios
 from kdjax import data, models, networks, objectives
 
 TEACHER = models.MLP((128, 128, 128))
-STUDENT = models.MLP((32,) * 12)
+STUDENT = models.MLP((32,) * 20)
 # Dropout stands after the ReLU, so its output is what the next layer sees.
-HINT, GUIDED = 'Dropout_1', 'Dropout_5'
-HINT_WEIGHT = 10.0
+HINT, GUIDED = 'Dropout_1', 'Dropout_9'
 TEMPERATURE = 1.0
-TEACHER_RATE, STUDENT_RATE = 1e-3, 0.05
+# Of Adam for the teacher and the hint, and of stochastic gradient descent for each way to learn the task.
+TEACHER_RATE, HINT_RATE = 1e-3, 3e-3
 TAUGHT_BY = 'teacher'
 ALONE, SOFT = 'student alone', 'student of soft targets'
 HINTED, HINTED_SOFT = 'student after the hint, alone', 'student after the hint, of soft targets'
+RATES = {ALONE: 0.005, SOFT: 0.01, HINTED: 0.005, HINTED_SOFT: 0.005}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Config:
     """Training examples that every network sees; all if not given."""
     seeds: int = 5
     """Number of repetitions, each with networks of its own."""
-    epochs: int = 40
+    epochs: int = 80
     """Epochs of the teacher and of each of two stages; a student without hints takes twice as many."""
     batch_size: int = 64
     """Examples a step."""
@@ -75,24 +76,24 @@ def main(config: Config) -> None:
     )
     labels = objectives.hard_labels()
     both = 0.5 * labels + 0.5 * objectives.soft_targets(temperature=TEMPERATURE)
-    hint = HINT_WEIGHT * objectives.hint(GUIDED, HINT)
+    settings = {'epochs': config.epochs, 'batch_size': config.batch_size}
 
-    def learn(objective: objectives.Objective, stages: int) -> runs.Run:
+    def learn(name: str, objective: objectives.Objective, stages: int) -> runs.Run:
         return scenarios.learn(
             student,
             objective,
             dataset.train,
-            rate=STUDENT_RATE,
+            rate=RATES[name],
             epochs=stages * config.epochs,
             batch_size=config.batch_size,
             teacher=teacher,
             optimizer=functools.partial(optax.sgd, momentum=0.9),
         )
 
-    settings = {'rate': TEACHER_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
-    teaching = scenarios.learn(teacher, labels, dataset.train, **settings)
-    alone, of_soft = learn(labels, 2), learn(both, 2)
-    first, then_alone, then_soft = learn(hint, 1), learn(labels, 1), learn(both, 1)
+    teaching = scenarios.learn(teacher, labels, dataset.train, rate=TEACHER_RATE, **settings)
+    first = scenarios.learn(student, objectives.hint(GUIDED, HINT), dataset.train, rate=HINT_RATE, teacher=teacher, **settings)
+    alone, of_soft = learn(ALONE, labels, 2), learn(SOFT, both, 2)
+    then_alone, then_soft = learn(HINTED, labels, 1), learn(HINTED_SOFT, both, 1)
     output = runs.open_output(config)
     if output is None:
         return
@@ -113,7 +114,15 @@ def main(config: Config) -> None:
     network_of = dict.fromkeys(made, student) | {TAUGHT_BY: teacher}
     rows = scenarios.measure(network_of, made, dataset.test, output)
     title = 'Hints for a thin deep student'
-    scenarios.report(config, output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=dataset.name,
+        inputs=dataset.test['inputs'],
+        started=started,
+        notes=conclusion(rows),
+    )
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:
@@ -121,9 +130,9 @@ def conclusion(rows: Sequence[reporting.Row]) -> str:
     worst = ', '.join(f'{row.name} {100 * np.min(row.accuracies):.1f} %' for row in rows)
     return (
         f'The hint changes the accuracy of the student alone by {scenarios.gain(rows, HINTED, ALONE)}, and that of the student '
-        f'of soft targets by {scenarios.gain(rows, HINTED_SOFT, SOFT)}. The worst of the seeds: {worst}. Depth, width and '
-        'learning rate were chosen on the validation split, with four other seeds, for what the hint gains; the networks are '
-        'those of the last epoch.'
+        f'of soft targets by {scenarios.gain(rows, HINTED_SOFT, SOFT)}. The worst of the seeds: {worst}. Depth '
+        'and guided layer were chosen on the validation split for what the hint gains, and there each way got the best of '
+        'three learning rates, with six other seeds; the networks are those of the last epoch.'
     )
 
 

@@ -11,6 +11,7 @@ at most 12 x 12, so that a CPU can do it. Methods on attention have a pair of tr
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -19,13 +20,12 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import architectures, reporting, runs
+from experiments import architectures, figures, reporting, runs
 from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
 from kdjax import data, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
@@ -121,15 +121,14 @@ def main(config: Config) -> None:
     rows = [row for family in families for row in compare(family, config, dataset, transfer, output)]
     reporting.write_report(
         output,
+        rows,
         title=f'Distillation methods on {dataset.name}',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=f'{config.examples} training examples, {config.epochs} epochs. {NOTES}',
         table=table,
-        draw=draw,
+        draw=functools.partial(figures.draw_rows, series={'accuracy': 'the method', 'with_soft_targets': 'with soft targets'}),
     )
 
 
@@ -312,21 +311,6 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def _signed(row: dict[str, Any], key: str) -> str:
     return f'{100 * row[key]:+.1f} ({100 * row[f"{key}_error"]:.1f})' if key in row else ''
-
-
-def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
-    """Draws each method's accuracy, alone and with soft targets."""
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.25 * len(results)), layout='constrained')
-    for key, label, marker in (('accuracy', 'the method', 'o'), ('with_soft_targets', 'with soft targets', 's')):
-        rows = [(i, row) for i, row in enumerate(results) if f'{key}_mean' in row]
-        means, deviations = ([100 * row[f'{key}_{part}'] for _, row in rows] for part in ('mean', 'std'))
-        axes.errorbar(means, [i for i, _ in rows], xerr=deviations, fmt=marker, capsize=2, label=label)
-    axes.set(xlabel='test accuracy (%)', title=title, yticks=range(len(results)), yticklabels=[row['name'] for row in results])
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == '__main__':

@@ -120,12 +120,11 @@ def main(config: Config) -> None:
     rows = measure({TEACHERS: teachers, APART: apart} | dict.fromkeys(learning, student), trained, test, output)
     reporting.write_report(
         output,
+        rows,
         title='One student, two tasks, two teachers',
         dataset=f'{config.dataset}, two over each other',
-        seeds=config.seeds,
+        inputs=test['inputs'],
         started=started,
-        rows=rows,
-        example=test['inputs'][:1],
         notes=conclusion(rows),
         draw=figures.draw_rows,
     )

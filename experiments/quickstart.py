@@ -14,15 +14,14 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
-import pathlib
 import time
 from typing import Annotated, Any
 
 import optax
 import tyro
 
-from experiments import reporting, runs
-from kdjax import data, metrics, models, networks, objectives, pruning, quantization, training
+from experiments import reporting, runs, scenarios
+from kdjax import data, models, networks, objectives, pruning, quantization, training
 from kdjax.batches import Batch
 
 BATCH_SIZE = 64
@@ -96,19 +95,17 @@ def main(config: Config) -> None:
     if output is None:
         return
 
-    # The test split waits until every network of every seed is trained.
-    trained: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(config.seeds):
+    def networks_of(seed: int) -> dict[str, Any]:
         few = data.hide_labels(dataset.train, keep=min(FEW_LABELS, len(dataset.train['labels'])), seed=seed)
 
-        def train(name: str, run: runs.Run, split: Batch, key: int = seed, folder: str = f'seed{seed}', **more: Any) -> Any:
-            return runs.train(run, split, seed=key, output=output, name=f'{folder}/{name}', **more).state.variables
+        def train(name: str, run: runs.Run, split: Batch, key: int = seed, **more: Any) -> Any:
+            return runs.train(run, split, seed=key, output=output, name=f'seed{seed}/{name}', **more).state.variables
 
         members = [train(f'teacher{i}', teaching, dataset.train, key=1000 * (i + 1) + seed) for i in range(TEACHERS)]
         taught_by = networks.ensemble_variables(members)
         distilled = train('distilled', distilling, few, teacher_variables=taught_by)
         pruned = train('distilled-pruned', pruning_too, few, teacher_variables=taught_by, student_variables=distilled)
-        networks_of_seed = {
+        return {
             'teacher': taught_by,
             'student alone (few labels)': train('alone-few', alone, data.repeat_labelled(few)),
             'student alone (all labels)': train('alone-all', alone, dataset.train),
@@ -116,31 +113,19 @@ def main(config: Config) -> None:
             'distilled + pruned': pruned,
             'distilled + pruned + int8': {**pruned, 'params': quantization.quantize_weights(pruned['params'])},
         }
-        for name, variables in networks_of_seed.items():
-            trained.setdefault(name, []).append(variables)
-    rows = [
-        measure(name, teacher if name == 'teacher' else student, each, dataset.test, output) for name, each in trained.items()
-    ]
+
+    # The test split waits until every network of every seed is trained.
+    trained = scenarios.by_name(networks_of(seed) for seed in range(config.seeds))
+    rows = scenarios.measure(dict.fromkeys(trained, student) | {'teacher': teacher}, trained, dataset.test, output)
     reporting.write_report(
         output,
+        rows,
         title='Quickstart: distil, prune, quantize',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=conclusion(rows),
     )
-
-
-def measure(
-    name: str, network: networks.Network, each_seed: list[dict[str, Any]], test: Batch, output: pathlib.Path
-) -> reporting.Row:
-    """Measures the files to ship."""
-    evaluate = training.evaluator(network)
-    sizes, loaded = zip(*(runs.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)), strict=True)
-    accuracies = [metrics.compute(evaluate(variables, test))['accuracy'] for variables in loaded]
-    return reporting.Row(name, accuracies, max(sizes), network, loaded[0])
 
 
 def conclusion(rows: list[reporting.Row]) -> str:

@@ -128,12 +128,11 @@ def main(config: Config) -> None:
     rows = parts.average({name: scenarios.measure(network_of, trained, splits.test[name], output) for name in DOMAINS})
     reporting.write_report(
         output,
+        rows,
         title=f'From {source.name} to {target.name} and back',
         dataset=f'{source.name} and {target.name}',
-        seeds=config.seeds,
+        inputs=splits.test['source']['inputs'],
         started=started,
-        rows=rows,
-        example=splits.test['source']['inputs'][:1],
         notes=conclusion(rows),
         draw=figures.draw_rows,
     )

@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 
 import kdjax
+from experiments import figures
 from kdjax.networks import Network
 from kdjax.paths import leaves_with_paths
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 
 
 class Row(NamedTuple):
@@ -44,13 +41,12 @@ class Row(NamedTuple):
 
 def write_report(
     output: pathlib.Path,
+    rows: Sequence[Row],
     *,
     title: str,
     dataset: str,
-    seeds: int,
+    inputs: Any,
     started: float,
-    rows: Sequence[Row],
-    example: Any,
     notes: str,
     batch_sizes: Sequence[int] = (1,),
     table: Callable[[Sequence[dict[str, Any]]], str] | None = None,
@@ -62,23 +58,23 @@ def write_report(
 
     Args:
       output: the folder.
+      rows: of the table.
       title: of report and figure.
       dataset: its name.
-      seeds: how many there were.
+      inputs: of the test split, for the latency.
       started: `time.time()` at the start of this command.
-      rows: of the table.
-      example: a batch of inputs for the latency, as many as the largest of `batch_sizes`.
       notes: a paragraph below the table.
       batch_sizes: at which latency is measured; at 1 it is called `latency_ms`, at n `latency_n_ms`.
       table: makes the table of the results; `accuracy_table` if not given.
-      draw: makes the figure; `draw_accuracy` if not given.
+      draw: makes the figure; `figures.draw_accuracy` if not given.
     """
     if jax.process_index() != 0:
         return
     results = [summarize(row) | row.extra for row in rows]
+    seeds = max(row['runs'] for row in results)
     for size in batch_sizes:
         name = 'latency_ms' if size == 1 else f'latency_{size}_ms'
-        for result, latency in zip(results, latencies_ms(rows, example[:size]), strict=True):
+        for result, latency in zip(results, latencies_ms(rows, inputs[:size]), strict=True):
             result[name] = latency
     seconds = time.time() - started
     text = (
@@ -87,7 +83,7 @@ def write_report(
         f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
     )
     (output / 'report.md').write_text(text)
-    (draw or draw_accuracy)(output / 'figure.png', results, title)
+    (draw or figures.draw_accuracy)(output / 'figure.png', results, title)
     report = {'dataset': dataset, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
     write_json(output / 'report.json', report)
     print(text)
@@ -124,8 +120,8 @@ def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def difference(one: Row, other: Row) -> tuple[float, float]:
-    """The difference of two mean accuracies, and its standard error."""
-    return difference_of_means(one.accuracies, other.accuracies)
+    """The mean change of accuracy, and its standard error; seed by seed, as the rows of a seed share labels and teacher."""
+    return difference_of_means(np.subtract(one.accuracies, other.accuracies), [0.0])
 
 
 def difference_of_means(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
@@ -207,23 +203,3 @@ def accuracy_table(results: Sequence[dict[str, Any]]) -> str:
 def spread(mean: float, deviation: float, runs: int, digits: int) -> str:
     """`mean ± deviation`, or the one value there is."""
     return f'{mean:.{digits}f} ± {deviation:.{digits}f}' if runs > 1 else f'{mean:.{digits}f}'
-
-
-def draw_accuracy(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
-    """Draws accuracy against shipped bytes, with error bars."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for row, marker in zip(results, 'osD^vP*X' * len(results), strict=False):
-        axes.errorbar(
-            row['bytes'],
-            100 * row['accuracy_mean'],
-            yerr=100 * row['accuracy_std'],
-            fmt=marker,
-            capsize=3,
-            markersize=8,
-            label=row['name'],
-        )
-    axes.set(xscale='log', xlabel='shipped bytes', ylabel='test accuracy (%)', title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

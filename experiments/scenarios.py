@@ -1,4 +1,4 @@
-"""What the scenarios share: part of a data set, the training of a network, and a report of what was shipped."""
+"""What the scenarios share: part of a data set, the training of a network, and the accuracy of what was shipped."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,11 +41,12 @@ def learn(
     batch_size: int,
     teacher: networks.Network | None = None,
     optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
+    augment: Any = None,
 ) -> runs.Run:
     """A run whose learning rate falls from `rate` to 0 along a cosine; without a teacher, of a student alone."""
     schedule = optax.cosine_decay_schedule(rate, epochs * training.steps_per_epoch(split, batch_size))
     problem = training.distillation(student, teacher or networks.nothing(), objective, optimizer(schedule))
-    return runs.prepare(problem, split, epochs=epochs, batch_size=batch_size)
+    return runs.prepare(problem, split, epochs=epochs, batch_size=batch_size, augment=augment)
 
 
 def trainer(output: pathlib.Path, split: Batch, seed: int) -> Callable[..., dict[str, Any]]:
@@ -100,29 +101,6 @@ def measure(
         return reporting.Row(name, accuracies, max(size for size, _ in shipped), network, shipped[0][1])
 
     return [row(name, each_seed) for name, each_seed in trained.items()]
-
-
-def report(
-    config: Any,
-    output: pathlib.Path,
-    rows: Sequence[reporting.Row],
-    *,
-    title: str,
-    dataset: data.Dataset,
-    started: float,
-    notes: str,
-) -> None:
-    """Writes the report of a scenario; `config` has `seeds`."""
-    reporting.write_report(
-        output,
-        title=title,
-        dataset=dataset.name,
-        seeds=config.seeds,
-        started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
-        notes=notes,
-    )
 
 
 def gain(rows: Sequence[reporting.Row], name: str, baseline: str) -> str:

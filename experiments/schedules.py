@@ -118,12 +118,11 @@ def main(config: Config) -> None:
     rows = scenarios.measure({'teacher': teacher} | dict.fromkeys(COURSES, student), trained, dataset.test, output)
     reporting.write_report(
         output,
+        rows,
         title='Schedules of weight and temperature',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=conclusion(rows),
         draw=figures.draw_rows,
     )

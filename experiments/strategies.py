@@ -53,7 +53,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import reporting, runs
+from experiments import figures, reporting, runs, scenarios
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -106,16 +106,15 @@ def strategies(steps: int) -> dict[str, Strategy]:
     """The ways to learn by gradients, by name, for a training of so many steps."""
     soft = objectives.soft_targets(temperature=TEMPERATURE)
     size = objectives.activation_size(LAST)
-    # The multiplier climbs from 0: were size all that counted until then, the copy would be lost.
-    growing = optax.linear_schedule(0.0, SIZE, max(1, steps // 2))
-    constrained = objectives.constraint(soft, LIMIT, learning_rate=MULTIPLIER_RATE)
+    # Were size all that counted until a multiplier has climbed from 0, the copy would be lost.
+    constrained = objectives.constraint(soft, LIMIT, learning_rate=MULTIPLIER_RATE, multiplier=1.0)
     return {
         'from scratch': Strategy(soft, copied=False),
         'copied': Strategy(soft),
         'prior': Strategy(soft, PRECISION),
         'prior, warmed up': Strategy(soft, lambda step: jnp.where(step < steps // 4, 0.0, PRECISION)),
         'size penalty': Strategy(objectives.combine(soft=soft, size=SIZE * size)),
-        'size, constrained': Strategy(objectives.combine(size=growing * size, soft=constrained)),
+        'size, constrained': Strategy(objectives.combine(size=SIZE * size, soft=constrained)),
     }
 
 
@@ -148,10 +147,9 @@ def main(config: Config) -> None:
     def fit(run: runs.Run, split: Batch, seed: int, name: str, **more: Any) -> Any:
         return runs.train(run, split, seed=seed, output=output, name=name, every=config.epochs, **more).state.variables
 
-    # The test split waits until every network of every seed is trained.
-    trained: dict[str, list[Any]] = {}
     bounds = []
-    for seed in range(config.seeds):
+
+    def networks_of(seed: int) -> dict[str, Any]:
         few = data.hide_labels(dataset.train, keep=min(config.labels, len(dataset.train['labels'])), seed=seed)
         labelled = data.repeat_labelled(few)
         members = [fit(teaching, labelled, 1000 * (i + 1) + seed, f'seed{seed}/member{i}') for i in range(MEMBERS)]
@@ -162,21 +160,21 @@ def main(config: Config) -> None:
             folder = f'seed{seed}/{runs.folder_name(name)}'
             found[name] = fit(run, unlabelled, seed, folder, teacher_variables=taught_by, student_variables=start)
         agreed, rising = training.until_convergence(pair, pair.init(members[:2]), few, tolerance=TOLERANCE)
-        found |= {'EM, student': agreed.variables[0], 'EM, teacher': agreed.variables[1]}
         bounds.append(rising.tolist())
-        for name, variables in found.items():
-            trained.setdefault(name, []).append(variables)
+        return found | {'EM, student': agreed.variables[0], 'EM, teacher': agreed.variables[1]}
+
+    # The test split waits until every network of every seed is trained.
+    trained = scenarios.by_name(networks_of(seed) for seed in range(config.seeds))
     reporting.write_json(output / 'bounds.json', bounds)
     measure = measurer(network, teacher, trained['teacher'], unlabelled, dataset.test, output)
     rows = [measure(name, each) for name, each in trained.items()]
     reporting.write_report(
         output,
+        rows,
         title=f'Strategies: {dataset.name}',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=dataset.test['inputs'],
         started=started,
-        rows=rows,
-        example=dataset.test['inputs'][:1],
         notes=conclusion(rows, bounds),
         draw=functools.partial(draw, bounds=bounds),
     )
@@ -217,17 +215,12 @@ def conclusion(rows: Sequence[reporting.Row], bounds: Sequence[Sequence[float]])
     """What the table shows."""
     by_name = {row.name: row for row in rows}
 
-    def gain(one: str, other: str) -> str:
-        # Seeds differ far more than strategies, which share the labels and the teacher of a seed.
-        changes = np.subtract(by_name[one].accuracies, by_name[other].accuracies)
-        change, error = reporting.difference_of_means(changes, [0.0])
-        return f'{100 * change:+.1f} points (standard error {100 * error:.1f})'
-
+    gain = functools.partial(scenarios.gain, rows)
     falls = min(float(np.diff(rising).min()) for rising in bounds)
     copied, constrained = by_name['copied'].extra, by_name['size, constrained'].extra
     steps = ', '.join(str(len(rising) // 2) for rising in bounds)
     return (
-        f'Seed by seed, a copy changes the accuracy by {gain("copied", "from scratch")} over a start from scratch, the prior '
+        f'A copy changes the accuracy by {gain("copied", "from scratch")} over a start from scratch, the prior '
         f'by {gain("prior", "copied")} over the copy, its warm-up by {gain("prior, warmed up", "prior")} more, '
         f'and expectation maximization by {gain("EM, student", "start")} over the start. That took {steps} steps; '
         f'the least change of its bound was {falls:+.1e} nats. The constrained student has a loss of '
@@ -241,7 +234,7 @@ def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str, *, b
     """Draws accuracy against size, and the bound of expectation maximization."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout='constrained')
     figure.suptitle(title)
-    for row, marker in zip(results, 'osD^vP*Xd<' * len(results), strict=False):
+    for row, marker in zip(results, figures.MARKERS, strict=False):
         point = row['size_mean'], 100 * row['accuracy_mean']
         errors = {'xerr': row['size_std'], 'yerr': 100 * row['accuracy_std']}
         left.errorbar(*point, **errors, fmt=marker, capsize=3, label=row['name'])
@@ -253,8 +246,7 @@ def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str, *, b
     right.legend(fontsize='small')
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 if __name__ == '__main__':

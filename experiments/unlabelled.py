@@ -42,13 +42,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import reporting, runs
+from experiments import figures, reporting, runs
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -175,12 +174,11 @@ def main(config: Config) -> None:
     ]
     reporting.write_report(
         output,
+        rows,
         title=f'Without a label: {dataset.name}',
         dataset=dataset.name,
-        seeds=config.seeds,
+        inputs=test['inputs'],
         started=started,
-        rows=rows,
-        example=test['inputs'][:1],
         notes=conclusion(rows, shares),
         table=table,
         draw=draw,
@@ -280,16 +278,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
     """Draws the accuracy against the number of inputs, a line for each method."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout='constrained')
-    for row, marker in zip(results, 'osD^vP*X' * len(results), strict=False):
-        points = [examples for examples in _examples(results) if f'accuracy_{examples}_mean' in row]
-        means, deviations = ([100 * row[f'accuracy_{x}_{key}'] for x in points] for key in ('mean', 'std'))
-        axes.errorbar(points, means, yerr=deviations, marker=marker, capsize=3, label=row['name'])
-    axes.set(xscale='log', xlabel='inputs shown', ylabel='test accuracy (%)', title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize='small')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    with figures.one_panel(path, title, (8, 5)) as axes:
+        for row, marker in zip(results, figures.MARKERS, strict=False):
+            points = [examples for examples in _examples(results) if f'accuracy_{examples}_mean' in row]
+            means, deviations = ([100 * row[f'accuracy_{x}_{key}'] for x in points] for key in ('mean', 'std'))
+            axes.errorbar(points, means, yerr=deviations, marker=marker, capsize=3, label=row['name'])
+        axes.set(xscale='log', xlabel='inputs shown', ylabel='test accuracy (%)')
 
 
 if __name__ == '__main__':
