@@ -11,7 +11,7 @@ part of them and fit two CPU cores. A first trial, at a constant rate and with 6
 test split: its teacher, 40.0 %, was worse than its student.
 
 Measured with the reduced settings, 3 seeds: teacher 45.8 %, student alone 44.6 ± 0.1, distilled 45.0 ± 0.6, a gain of 0.43
-points with a standard error of 0.37. The paper has a student close most of the gap to its teacher; here the gap is 1.2 points,
+points with a standard error of 0.32. The paper has a student close most of the gap to its teacher; here the gap is 1.2 points,
 and what is closed of it does not stand out from chance: a null result. The full settings have not been measured.
 
 Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531

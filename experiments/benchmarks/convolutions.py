@@ -9,7 +9,6 @@ taken in turns; GFLOP/s count the multiplications and additions of a convolution
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import runs
-from experiments.benchmarks.turns import in_turns, ratio
+from experiments.benchmarks import turns
 from kdjax import models
 from kdjax.models.layers import max_pool
 
@@ -97,9 +96,8 @@ def compare(name: str, ours: Callable, theirs: Callable, layer: Layer, config: C
 
         return lambda: run(arguments, cotangent)
 
-    times = in_turns({'ours': forward_and_backward(ours), 'theirs': forward_and_backward(theirs)}, config.repeats)
-    medians = {f'{side}_ms': round(statistics.median(values), 2) for side, values in times.items()}
-    return {'layer': name, 'ratio': round(ratio(times['ours'], times['theirs']), 3), **medians}
+    measured = turns.compare(forward_and_backward(ours), forward_and_backward(theirs), config.repeats)
+    return {'layer': name, **{key: round(value, 3) for key, value in measured.items()}}
 
 
 if __name__ == '__main__':

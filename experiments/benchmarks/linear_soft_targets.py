@@ -8,15 +8,15 @@ are taken in turns, so that what else the machine does falls on both, and the me
 """
 
 import dataclasses
+import functools
 import json
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from experiments import runs
+from experiments.benchmarks import turns
 from kdjax import losses
 
 Arrays = tuple[jax.Array, ...]
@@ -83,23 +83,10 @@ def _compare(
     results = [jax.block_until_ready(program(*arrays)) for program in programs]
     values = [float(jnp.asarray(jax.tree.leaves(result)[0])) for result in results]
     del results  # gigabytes
-    times: list[list[float]] = [[], []]
-    for _ in range(repeats):
-        for program, taken in zip(programs, times, strict=True):
-            started = time.perf_counter()
-            jax.block_until_ready(program(*arrays))
-            taken.append(1e3 * (time.perf_counter() - started))
-    milliseconds = [statistics.median(taken) for taken in times]
-    for name, value, size, duration in zip(('ours', 'theirs'), values, memory, milliseconds, strict=True):
-        print(f'{title:20} {name:7} value {value:.6f} {size:9.1f} MB {duration:9.1f} ms')
-    return {
-        'ratio': milliseconds[0] / milliseconds[1],
-        'ours_ms': milliseconds[0],
-        'theirs_ms': milliseconds[1],
-        'memory_ratio': memory[0] / memory[1],
-        'ours_mb': memory[0],
-        'theirs_mb': memory[1],
-    }
+    measured = turns.compare(*(functools.partial(program, *arrays) for program in programs), repeats)
+    for name, value, size in zip(('ours', 'theirs'), values, memory, strict=True):
+        print(f'{title:20} {name:7} value {value:.6f} {size:9.1f} MB {measured[f"{name}_ms"]:9.1f} ms')
+    return {**measured, 'memory_ratio': memory[0] / memory[1], 'ours_mb': memory[0], 'theirs_mb': memory[1]}
 
 
 if __name__ == '__main__':

@@ -9,14 +9,14 @@ than 0.5 on a CPU.
 """
 
 import dataclasses
+import functools
 import json
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 
 from experiments import runs
+from experiments.benchmarks import turns
 from kdjax import pruning
 
 
@@ -53,30 +53,16 @@ def main(config: Config) -> None:
 
     programs = [jax.jit(function).lower(weights['normal']).compile() for function in (ours, sort)]
     memory = [program.memory_analysis().temp_size_in_bytes / 1e6 for program in programs]
-    summary = {'name': 'pruning_threshold', 'ours_mb': memory[0], 'sort_mb': memory[1]}
+    rows = []
     for name, array in weights.items():
         pruned = size - int(jnp.sum(programs[0](array)))
         if pruned != round(SPARSITY * size):
             raise RuntimeError(f'{pruned} of {size} weights were pruned, not {round(SPARSITY * size)}')
-        times = _times(programs, array, config.repeats)
-        milliseconds = [statistics.median(taken) for taken in times]
-        ratio = statistics.median(one / other for one, other in zip(*times, strict=True))
-        print(f'{name:8} masks {milliseconds[0]:9.1f} ms, sort {milliseconds[1]:9.1f} ms, ratio {ratio:.3f}')
-        summary |= {f'{name}_ratio': ratio, f'{name}_ours_ms': milliseconds[0], f'{name}_sort_ms': milliseconds[1]}
+        calls = (functools.partial(program, array) for program in programs)
+        rows.append({'weights': name, **turns.compare(*calls, config.repeats)})
+        print('{weights:8} masks {ours_ms:9.1f} ms, sort {theirs_ms:9.1f} ms, ratio {ratio:.3f}'.format(**rows[-1]))
+    summary = {'name': 'pruning_threshold', **rows[0], 'cases': rows, 'ours_mb': memory[0], 'theirs_mb': memory[1]}
     print(json.dumps({**summary, **dataclasses.asdict(config), 'device': device, 'jax': jax.__version__}))
-
-
-def _times(programs: list[jax.stages.Compiled], array: jax.Array, repeats: int) -> list[list[float]]:
-    """Milliseconds of every program, in turns."""
-    for program in programs:
-        jax.block_until_ready(program(array))
-    times: list[list[float]] = [[] for _ in programs]
-    for _ in range(repeats):
-        for program, taken in zip(programs, times, strict=True):
-            started = time.perf_counter()
-            jax.block_until_ready(program(array))
-            taken.append(1e3 * (time.perf_counter() - started))
-    return times
 
 
 if __name__ == '__main__':

@@ -24,3 +24,10 @@ def in_turns(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
 def ratio(ours: list[float], theirs: list[float]) -> float:
     """The median of the ratios, turn by turn."""
     return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
+def compare(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Median milliseconds of both, taken in turns, and their ratio, as every benchmark's last line has them."""
+    times = in_turns({'ours': ours, 'theirs': theirs}, repeats)
+    medians = {f'{side}_ms': statistics.median(values) for side, values in times.items()}
+    return {'ratio': ratio(times['ours'], times['theirs']), **medians}

@@ -2,7 +2,6 @@
 
 from kdjax.networks.computation import mixed_precision as mixed_precision
 from kdjax.networks.computation import rematerialize as rematerialize
-from kdjax.networks.label_union import label_union as label_union
 from kdjax.networks.layers import copy_layers as copy_layers
 from kdjax.networks.linen import from_linen as from_linen
 from kdjax.networks.members import member_variables as member_variables
@@ -20,3 +19,4 @@ from kdjax.networks.transformations import nothing as nothing
 from kdjax.networks.transformations import preprocess as preprocess
 from kdjax.networks.transformations import tap_jacobian as tap_jacobian
 from kdjax.networks.transformations import tap_parameters as tap_parameters
+from kdjax.networks.unions import label_union as label_union

@@ -30,8 +30,8 @@ from kdjax.pruning.masks import global_masks as global_masks
 from kdjax.pruning.masks import layer_masks as layer_masks
 from kdjax.pruning.patterns import block_masks as block_masks
 from kdjax.pruning.patterns import n_m_masks as n_m_masks
-from kdjax.pruning.rewinding import RewindState as RewindState
-from kdjax.pruning.rewinding import rewinding as rewinding
+from kdjax.pruning.rewind import RewindState as RewindState
+from kdjax.pruning.rewind import rewinding as rewinding
 from kdjax.pruning.schedules import cubic as cubic
 from kdjax.pruning.schedules import iterative as iterative
 from kdjax.pruning.schedules import one_shot as one_shot

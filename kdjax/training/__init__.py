@@ -16,11 +16,6 @@ from kdjax.training.epochs import epoch as epoch
 from kdjax.training.epochs import steps_per_epoch as steps_per_epoch
 from kdjax.training.evaluation import Evaluate as Evaluate
 from kdjax.training.evaluation import evaluator as evaluator
-from kdjax.training.expectation_maximization import Bounds as Bounds
-from kdjax.training.expectation_maximization import ExpectationMaximization as ExpectationMaximization
-from kdjax.training.expectation_maximization import ExpectationMaximizationState as ExpectationMaximizationState
-from kdjax.training.expectation_maximization import expectation_maximization as expectation_maximization
-from kdjax.training.expectation_maximization import until_convergence as until_convergence
 from kdjax.training.federated import average_clients as average_clients
 from kdjax.training.federated import client_mesh as client_mesh
 from kdjax.training.federated import client_updates as client_updates
@@ -29,6 +24,11 @@ from kdjax.training.hosts import join_hosts as join_hosts
 from kdjax.training.loop import Fitted as Fitted
 from kdjax.training.loop import NonFiniteLossError as NonFiniteLossError
 from kdjax.training.loop import fit as fit
+from kdjax.training.maximization import Bounds as Bounds
+from kdjax.training.maximization import ExpectationMaximization as ExpectationMaximization
+from kdjax.training.maximization import ExpectationMaximizationState as ExpectationMaximizationState
+from kdjax.training.maximization import expectation_maximization as expectation_maximization
+from kdjax.training.maximization import until_convergence as until_convergence
 from kdjax.training.nonfinite import skip_nonfinite as skip_nonfinite
 from kdjax.training.preemption import Preempted as Preempted
 from kdjax.training.priors import PriorState as PriorState
@@ -51,5 +51,5 @@ from kdjax.training.step import supervised as supervised
 from kdjax.training.streaming import JoinedSource as JoinedSource
 from kdjax.training.streaming import Source as Source
 from kdjax.training.streaming import streaming_epoch as streaming_epoch
-from kdjax.training.sweep import sweep as sweep
+from kdjax.training.sweeps import sweep as sweep
 from kdjax.training.transformation import transform_batches as transform_batches

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.benchmarks import convolutions, dispatch, importing, step
+from experiments.benchmarks import convolutions, dispatch, importing, linear_soft_targets, pruning_threshold, step
 
 
 def last_line(capsys):
@@ -27,6 +27,24 @@ def test_importing(capsys):
     found = last_line(capsys)
     assert found['ratio'] > 0.5
     assert found['theirs_ms'] > 10
+
+
+def test_pruning_threshold(capsys):
+    pruning_threshold.main(pruning_threshold.Config(rows=20, columns=30, repeats=1))
+    found = last_line(capsys)
+    assert [row['weights'] for row in found['cases']] == ['normal', 'ties']
+    assert min(found[key] for key in ('ratio', 'ours_ms', 'theirs_ms')) > 0
+
+
+def test_linear_soft_targets(capsys):
+    linear_soft_targets.main(linear_soft_targets.Config(tokens=8, width=4, vocabulary=1024, chunk=2, repeats=1))
+    lines = capsys.readouterr().out.splitlines()
+    values = [line.split(' value ')[1].split()[0] for line in lines if ' value ' in line]
+    assert len(values) == 4
+    assert len(set(values)) == 1
+    found = json.loads(lines[-1])
+    assert found['ours_mb'] < found['theirs_mb']
+    assert found['ratio'] > 0
 
 
 def test_convolutions(capsys, monkeypatch):
