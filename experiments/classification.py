@@ -156,8 +156,7 @@ def main(config: Config) -> None:
         output,
         rows,
         title=f'{config.teacher} to {config.student} on {dataset.name}: {config.recipe}',
-        dataset=dataset.name,
-        inputs=dataset.test['inputs'],
+        dataset=dataset,
         started=started,
         notes=conclusion(rows),
     )

@@ -115,15 +115,7 @@ def main(config: Config) -> None:
         for row in scenarios.measure(network_of, made, both.test, output)
     ]
     title = f'{config.first} and {config.second} into one student'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=both.name,
-        inputs=both.test['inputs'],
-        started=started,
-        notes=conclusion(rows),
-    )
+    reporting.write_report(output, rows, title=title, dataset=both, started=started, notes=conclusion(rows))
 
 
 def unite(first: data.Dataset, second: data.Dataset) -> data.Dataset:

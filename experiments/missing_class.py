@@ -121,8 +121,7 @@ def main(config: Config) -> None:
         output,
         rows,
         title=f'A class that the student never saw: {config.missing} of {dataset.name}',
-        dataset=dataset.name,
-        inputs=dataset.test['inputs'],
+        dataset=dataset,
         started=started,
         notes=conclusion(rows, config.missing),
     )

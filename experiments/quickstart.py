@@ -121,8 +121,7 @@ def main(config: Config) -> None:
         output,
         rows,
         title='Quickstart: distil, prune, quantize',
-        dataset=dataset.name,
-        inputs=dataset.test['inputs'],
+        dataset=dataset,
         started=started,
         notes=conclusion(rows),
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 import kdjax
 from experiments import figures
+from kdjax import data
 from kdjax.networks import Network
 from kdjax.paths import leaves_with_paths
 
@@ -44,8 +45,7 @@ def write_report(
     rows: Sequence[Row],
     *,
     title: str,
-    dataset: str,
-    inputs: Any,
+    dataset: data.Dataset,
     started: float,
     notes: str,
     batch_sizes: Sequence[int] = (1,),
@@ -60,8 +60,7 @@ def write_report(
       output: the folder.
       rows: of the table.
       title: of report and figure.
-      dataset: its name.
-      inputs: of the test split, for the latency.
+      dataset: whose test split was measured; its inputs are those of the latency too.
       started: `time.time()` at the start of this command.
       notes: a paragraph below the table.
       batch_sizes: at which latency is measured; at 1 it is called `latency_ms`, at n `latency_n_ms`.
@@ -74,17 +73,17 @@ def write_report(
     seeds = max(row['runs'] for row in results)
     for size in batch_sizes:
         name = 'latency_ms' if size == 1 else f'latency_{size}_ms'
-        for result, latency in zip(results, latencies_ms(rows, inputs[:size]), strict=True):
+        for result, latency in zip(results, latencies_ms(rows, dataset.test['inputs'][:size]), strict=True):
             result[name] = latency
     seconds = time.time() - started
     text = (
-        f'# {title}\n\nTest accuracy on {dataset}, mean ± standard deviation over {seeds} seeds. '
+        f'# {title}\n\nTest accuracy on {dataset.name}, mean ± standard deviation over {seeds} seeds. '
         f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
         f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
     )
     (output / 'report.md').write_text(text)
     (draw or figures.draw_accuracy)(output / 'figure.png', results, title)
-    report = {'dataset': dataset, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
+    report = {'dataset': dataset.name, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
     write_json(output / 'report.json', report)
     print(text)
     print(f'The report is {output / "report.md"}, the figure {output / "figure.png"}')
