@@ -17,11 +17,23 @@ jax.config.update('jax_disable_most_optimizations', True)
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+def seed_of(item: pytest.Item) -> int:
+    """A seed that is the test's own and the same in every run."""
+    return sum(byte * (i + 1) for i, byte in enumerate(item.nodeid.encode())) % 2**31
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Has the numbers that a test draws from its module's `RNG` not depend on the tests before it."""
+    rng = getattr(getattr(item, 'module', None), 'RNG', None)
+    if rng is not None:
+        rng.bit_generator.state = np.random.default_rng(seed_of(item)).bit_generator.state
 
 
 @pytest.fixture
 def key(request: pytest.FixtureRequest) -> jax.Array:
     """A random key that is the test's own and the same in every run."""
-    name = request.node.nodeid.encode()
-    return jax.random.key(sum(byte * (i + 1) for i, byte in enumerate(name)) % 2**31)
+    return jax.random.key(seed_of(request.node))
