@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import architectures, reporting, runs
+from experiments import architectures, figures, reporting, runs
 from experiments.architectures import ARCHITECTURES
 from experiments.recipes import RECIPES, Pair
 from kdjax import data, metrics, networks, objectives, training
@@ -159,6 +159,7 @@ def main(config: Config) -> None:
         dataset=dataset,
         started=started,
         notes=conclusion(rows),
+        draw=figures.draw_accuracy,
     )
 
 

@@ -31,7 +31,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import figures, parts, reporting, runs, scenarios
+from experiments import parts, reporting, runs, scenarios
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -125,7 +125,6 @@ def main(config: Config) -> None:
         dataset=dataset._replace(name=f'{dataset.name}, two over each other', test=test),
         started=started,
         notes=conclusion(rows),
-        draw=figures.draw_rows,
     )
 
 

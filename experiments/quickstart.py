@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import optax
 import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import figures, reporting, runs, scenarios
 from kdjax import data, models, networks, objectives, pruning, quantization, training
 from kdjax.batches import Batch
 
@@ -124,6 +124,7 @@ def main(config: Config) -> None:
         dataset=dataset,
         started=started,
         notes=conclusion(rows),
+        draw=figures.draw_accuracy,
     )
 
 

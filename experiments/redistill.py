@@ -44,7 +44,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import figures, parts, reporting, runs, scenarios
+from experiments import parts, reporting, runs, scenarios
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 from kdjax.metrics import Mean
@@ -133,7 +133,6 @@ def main(config: Config) -> None:
         dataset=source._replace(name=f'{source.name} and {target.name}', test=splits.test['source']),
         started=started,
         notes=conclusion(rows),
-        draw=figures.draw_rows,
     )
 
 

@@ -50,7 +50,7 @@ def write_report(
     notes: str,
     batch_sizes: Sequence[int] = (1,),
     table: Callable[[Sequence[dict[str, Any]]], str] | None = None,
-    draw: Callable[[pathlib.Path, Sequence[dict[str, Any]], str], None] | None = None,
+    draw: Callable[[pathlib.Path, Sequence[dict[str, Any]], str], None] = figures.draw_rows,
 ) -> None:
     """Writes the report's files and prints the table; `report.json` comes last, and says that the run is finished.
 
@@ -65,7 +65,7 @@ def write_report(
       notes: a paragraph below the table.
       batch_sizes: at which latency is measured; at 1 it is called `latency_ms`, at n `latency_n_ms`.
       table: makes the table of the results; `accuracy_table` if not given.
-      draw: makes the figure; `figures.draw_accuracy` if not given.
+      draw: makes the figure.
     """
     if jax.process_index() != 0:
         return
@@ -82,7 +82,7 @@ def write_report(
         f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
     )
     (output / 'report.md').write_text(text)
-    (draw or figures.draw_accuracy)(output / 'figure.png', results, title)
+    draw(output / 'figure.png', results, title)
     report = {'dataset': dataset.name, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
     write_json(output / 'report.json', report)
     print(text)

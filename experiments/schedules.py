@@ -29,7 +29,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import figures, reporting, runs, scenarios
+from experiments import reporting, runs, scenarios
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -123,7 +123,6 @@ def main(config: Config) -> None:
         dataset=dataset,
         started=started,
         notes=conclusion(rows),
-        draw=figures.draw_rows,
     )
 
 
