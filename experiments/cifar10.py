@@ -7,13 +7,15 @@
 Teacher: convolutions of 64 and 128 channels and a dense layer of 512. Student: 32, 64 and 256. Images are cropped and
 mirrored at random, all networks are trained by Adam at a rate that falls to 0 as a cosine, and the student learns from 0.5 ·
 labels + 0.5 · soft targets at temperature 3. The baseline is the same student, trained in the same way from the labels alone.
-The full settings take all 45,000 training images and want an accelerator; the reduced ones, which are the default, take a
-part of them and fit two CPU cores. A first trial, at a constant rate and with 6 epochs for the teacher too, was seen on the
+The full settings take all 45,000 training images and want an accelerator; the reduced ones, which are the default, and the
+medium ones take a part of them and fit two CPU cores. A first trial, at a constant rate and with 6 epochs for the teacher too, was seen on the
 test split: its teacher, 40.0 %, was worse than its student.
 
 Measured with the reduced settings, 3 seeds: teacher 45.8 %, student alone 44.6 ± 0.1, distilled 45.0 ± 0.6, a gain of 0.43
-points with a standard error of 0.32. The paper has a student close most of the gap to its teacher; here the gap is 1.2 points,
-and what is closed of it does not stand out from chance: a null result. The full settings have not been measured.
+points with a standard error of 0.32; with the medium ones (20,000 images): teacher 62.9 %, student alone 65.0 ± 0.5, distilled
+63.5 ± 0.3, a loss of 1.49 points (0.38). The paper has a student close most of the gap to its teacher. In so few epochs there
+is no gap to close: the large network learns no faster than the small one, and after ten epochs of 20,000 images even falls
+behind it, and a student that follows it does too. The full settings have not been measured.
 
 Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
 """
