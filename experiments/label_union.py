@@ -163,11 +163,7 @@ def known_set(row: reporting.Row, classes: Sequence[Sequence[int]], test: Batch,
 
 @functools.cache
 def _evaluator_among(network: networks.Network, classes: Sequence[int]) -> Callable[..., dict[str, metrics.Mean]]:
-    def apply(variables: Any, inputs: Any, *, train: bool = False, rng: Any = None) -> tuple[networks.Outputs, dict[str, Any]]:
-        outputs, state = network.apply(variables, inputs, train=train, rng=rng)
-        return networks.Outputs(outputs.logits[..., np.array(classes)]), state
-
-    return training.evaluator(networks.Network(network.init, apply))
+    return training.evaluator(networks.postprocess(network, lambda logits: logits[..., np.array(classes)]))
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

@@ -130,10 +130,16 @@ def main(config: Config) -> None:
     teacher = networks.ensemble([network] * MEMBERS)
 
     def prepare(strategy: Strategy, taught_by: networks.Network, split: Batch) -> runs.Run:
-        rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
-        optimizer = optax.chain(training.gaussian_prior(strategy.precision), optax.adam(rate))
-        problem = training.distillation(network, taught_by, strategy.objective, optimizer)
-        return runs.prepare(problem, split, epochs=config.epochs, batch_size=config.batch_size)
+        return scenarios.learn(
+            network,
+            strategy.objective,
+            split,
+            rate=LEARNING_RATE,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            teacher=taught_by,
+            optimizer=lambda rate: optax.chain(training.gaussian_prior(strategy.precision), optax.adam(rate)),
+        )
 
     source = Strategy(objectives.hard_labels(), SOURCE_PRECISION, copied=False)
     teaching = prepare(source, networks.nothing(), dataset.train)

@@ -43,11 +43,10 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import figures, reporting, runs
+from experiments import figures, reporting, runs, scenarios
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -127,19 +126,14 @@ def main(config: Config) -> None:
     def network(module: models.MLP, classes: int = dataset.classes, features: tuple[str, ...] = LAYERS) -> networks.Network:
         return networks.from_linen(module.clone(classes=classes), features=features)
 
-    def prepare(learner: networks.Network, taught_by: networks.Network, objective: objectives.Objective) -> runs.Run:
-        steps = config.epochs * training.steps_per_epoch(train, config.batch_size)
-        optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-        problem = training.distillation(learner, taught_by, objective, optimizer)
-        return runs.prepare(problem, train, epochs=config.epochs, batch_size=config.batch_size)
-
     pixels = train['inputs'].shape[-1]
     teachers = {'classifier': network(TEACHER), 'autoencoder': network(TEACHER_AUTOENCODER, pixels, ())}
     learning = {'classifier': objectives.hard_labels(), 'autoencoder': objectives.reconstruction(teacher='inputs')}
-    teaching = {name: prepare(teachers[name], networks.nothing(), learning[name]) for name in teachers}
+    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
+    teaching = {name: scenarios.learn(teachers[name], learning[name], train, **settings) for name in teachers}
     compared = methods(network(STUDENT), network(STUDENT_AUTOENCODER, pixels, ()))
     prepared = {
-        name: prepare(method.network, teachers.get(method.taught_by, networks.nothing()), method.objective)
+        name: scenarios.learn(method.network, method.objective, train, teacher=teachers.get(method.taught_by), **settings)
         for name, method in compared.items()
     }
     output = runs.open_output(config)

@@ -73,10 +73,20 @@ def select(leaves: Leaves, tree: Any) -> dict[str, jax.Array]:
     ['dense/kernel']
     """
     named = leaves_with_paths(tree)
+    if not callable(leaves):
+        matching(leaves, named)
+    chosen = {path: leaf for path, leaf in named.items() if picks(leaves, path, leaf)}
+    if callable(leaves) and not chosen:
+        raise ValueError(f'the predicate picks no array; there are: {", ".join(named)}')
+    return chosen
+
+
+def picks(leaves: Leaves, path: str, leaf: Any) -> bool:
+    """Whether patterns or a predicate pick an array.
+
+    >>> picks('dense/*', 'dense/kernel', None), picks('dense', 'dense/kernel', None)
+    (True, False)
+    """
     if callable(leaves):
-        chosen = {path for path, leaf in named.items() if leaves(path, leaf)}
-        if not chosen:
-            raise ValueError(f'the predicate picks no array; there are: {", ".join(named)}')
-    else:
-        chosen = matching(leaves, named)
-    return {path: leaf for path, leaf in named.items() if path in chosen}
+        return leaves(path, leaf)
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in ([leaves] if isinstance(leaves, str) else leaves))

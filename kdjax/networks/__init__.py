@@ -12,10 +12,10 @@ from kdjax.networks.network import Outputs as Outputs
 from kdjax.networks.network import Variables as Variables
 from kdjax.networks.nnx import from_nnx as from_nnx
 from kdjax.networks.tasks import multitask as multitask
-from kdjax.networks.tasks import postprocess as postprocess
 from kdjax.networks.transformations import ensemble as ensemble
 from kdjax.networks.transformations import ensemble_variables as ensemble_variables
 from kdjax.networks.transformations import nothing as nothing
+from kdjax.networks.transformations import postprocess as postprocess
 from kdjax.networks.transformations import preprocess as preprocess
 from kdjax.networks.transformations import tap_jacobian as tap_jacobian
 from kdjax.networks.transformations import tap_parameters as tap_parameters

@@ -1,12 +1,9 @@
 """Layers that go from one network's variables to another's."""
 
-import fnmatch
 from typing import Any
 
-import jax
-
 from kdjax.networks.network import Variables
-from kdjax.paths import Leaves, leaves_with_paths, map_with_paths, select
+from kdjax.paths import Leaves, leaves_with_paths, map_with_paths, picks, select
 
 
 def copy_layers(source: Variables, target: Variables, layers: Leaves) -> dict[str, Any]:
@@ -24,21 +21,16 @@ def copy_layers(source: Variables, target: Variables, layers: Leaves) -> dict[st
     Raises:
       ValueError: a pattern matches none of the source's parameters, or the target has no array of that path and shape.
 
-    >>> source = {'params': {'hidden': jax.numpy.ones(2), 'head': jax.numpy.ones(3)}}
-    >>> target = {'params': {'hidden': jax.numpy.zeros(2), 'head': jax.numpy.zeros(4)}}
+    >>> import jax.numpy as jnp
+    >>> source = {'params': {'hidden': jnp.ones(2), 'head': jnp.ones(3)}}
+    >>> target = {'params': {'hidden': jnp.zeros(2), 'head': jnp.zeros(4)}}
     >>> print(copy_layers(source, target, 'hidden')['params']['hidden'])
     [1. 1.]
     """
     select(layers, source['params'])
-
-    def picks(path: str, leaf: jax.Array) -> bool:
-        if callable(layers):
-            return layers(path, leaf)
-        return any(fnmatch.fnmatchcase(path, pattern) for pattern in ([layers] if isinstance(layers, str) else layers))
-
     copied = dict(target)
     for name, collection in source.items():
-        chosen = {path: leaf for path, leaf in leaves_with_paths(collection).items() if picks(path, leaf)}
+        chosen = {path: leaf for path, leaf in leaves_with_paths(collection).items() if picks(layers, path, leaf)}
         own = leaves_with_paths(target.get(name, {}))
         for path, leaf in chosen.items():
             if path not in own or own[path].shape != leaf.shape:

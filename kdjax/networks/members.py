@@ -12,6 +12,9 @@ def tap_logits(network: Network) -> Network:
 
     Those of member i of an ensemble are its feature `'i/logits'`; see `objectives.of_member`.
 
+    Raises:
+      ValueError: when traced: the network gives no logits.
+
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from kdjax.networks import ensemble, from_linen
     >>> network = ensemble([tap_logits(from_linen(nn.Dense(3)))] * 2)

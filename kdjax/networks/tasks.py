@@ -1,13 +1,13 @@
 """Networks with several tasks: logits [batch, tasks, classes], which every loss and objective on logits takes as they are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kdjax.networks.network import Network, Outputs
-from kdjax.networks.transformations import ensemble, ensemble_variables
+from kdjax.networks.transformations import apply_members, ensemble
 
 
 def multitask(members: Sequence[Network]) -> Network:
@@ -44,45 +44,15 @@ def multitask(members: Sequence[Network]) -> Network:
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
-        logits, features, states = [], {}, []
-        for i, member in enumerate(members):
-            own = {name: collection[str(i)] for name, collection in variables.items() if str(i) in collection}
-            own_rng = None if rng is None else jax.random.fold_in(rng, i)
-            outputs, state = member.apply(own, inputs, train=train, rng=own_rng)
-            if outputs.logits is None or outputs.logits.ndim != 2:
-                found = None if outputs.logits is None else outputs.logits.shape
+        outputs, state = apply_members(members, variables, inputs, train=train, rng=rng)
+        for i, own in enumerate(outputs):
+            if own.logits is None or own.logits.ndim != 2:
+                found = None if own.logits is None else own.logits.shape
                 raise ValueError(f'multitask: member {i} must give logits [batch, classes], got {found}')
-            logits.append(outputs.logits.astype(jnp.float32))
-            features |= {f'{i}/{path}': value for path, value in outputs.features.items()}
-            states.append(state)
+        logits = [own.logits.astype(jnp.float32) for own in outputs]
+        features = {f'{i}/{path}': value for i, own in enumerate(outputs) for path, value in own.features.items()}
         classes = max(x.shape[1] for x in logits)
         filled = [jnp.pad(x, ((0, 0), (0, classes - x.shape[1])), constant_values=-jnp.inf) for x in logits]
-        return Outputs(jnp.stack(filled, axis=1), features), ensemble_variables(states)
+        return Outputs(jnp.stack(filled, axis=1), features), state
 
     return Network(ensemble(members).init, apply)
-
-
-def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) -> Network:
-    """Puts a pure function behind a network's logits.
-
-    `lambda logits: logits.reshape(-1, 2, 10)` makes two tasks of a network with 20 classes, `lambda logits: logits[:, 0]` is
-    the first task of a network with several, `lambda logits: logits + shift` moves its biases.
-
-    Args:
-      network: the network; its features stay as they are.
-      function: from logits to logits.
-
-    >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from kdjax.networks import from_linen
-    >>> network = postprocess(from_linen(nn.Dense(6)), lambda logits: logits.reshape(-1, 2, 3))
-    >>> network.apply(network.init(jax.random.key(0), jnp.ones((4, 5))), jnp.ones((4, 5)))[0].logits.shape
-    (4, 2, 3)
-    """
-
-    def apply(
-        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
-    ) -> tuple[Outputs, dict[str, Any]]:
-        outputs, state = network.apply(variables, inputs, train=train, rng=rng)
-        return Outputs(function(outputs.logits), outputs.features), state
-
-    return Network(network.init, apply)

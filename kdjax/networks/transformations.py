@@ -50,14 +50,8 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
-        logits, features, states = [], [], []
-        for i, member in enumerate(members):
-            own = {name: collection[str(i)] for name, collection in variables.items() if str(i) in collection}
-            own_rng = None if rng is None else jax.random.fold_in(rng, i)
-            outputs, state = member.apply(own, inputs, train=train, rng=own_rng)
-            logits.append(outputs.logits)
-            features.append(outputs.features)
-            states.append(state)
+        outputs, state = apply_members(members, variables, inputs, train=train, rng=rng)
+        logits = [own.logits for own in outputs]
         if any(x is None for x in logits):
             raise ValueError(f'ensemble: member {[x is None for x in logits].index(True)} gives no logits')
         if len({x.shape for x in logits}) > 1:
@@ -68,9 +62,23 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
         else:
             log_p = jax.nn.log_softmax(stacked, axis=-1)
             mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(members)))
-        return Outputs(mean, _join_features(features)), ensemble_variables(states)
+        return Outputs(mean, _join_features([own.features for own in outputs])), state
 
     return Network(init, apply)
+
+
+def apply_members(
+    members: Sequence[Network], variables: dict[str, Any], inputs: Any, *, train: bool, rng: jax.Array | None
+) -> tuple[list[Outputs], dict[str, Any]]:
+    """What every member gives, each with its own variables and noise, and their new state joined."""
+    outputs, states = [], []
+    for i, member in enumerate(members):
+        own = {name: collection[str(i)] for name, collection in variables.items() if str(i) in collection}
+        own_rng = None if rng is None else jax.random.fold_in(rng, i)
+        given, state = member.apply(own, inputs, train=train, rng=own_rng)
+        outputs.append(given)
+        states.append(state)
+    return outputs, ensemble_variables(states)
 
 
 def _join_features(members: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
@@ -116,6 +124,33 @@ def preprocess(network: Network, function: Callable[[Any], Any]) -> Network:
         return network.apply(variables, function(inputs), train=train, rng=rng)
 
     return Network(init, apply)
+
+
+def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) -> Network:
+    """Puts a pure function behind a network's logits.
+
+    `lambda logits: logits.reshape(-1, 2, 10)` makes two tasks of a network with 20 classes, `lambda logits: logits[:, 0]` is
+    the first task of a network with several, `lambda logits: logits + shift` moves its biases.
+
+    Args:
+      network: the network; its features stay as they are.
+      function: from logits to logits; a network without logits stays without.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = postprocess(from_linen(nn.Dense(6)), lambda logits: logits.reshape(-1, 2, 3))
+    >>> network.apply(network.init(jax.random.key(0), jnp.ones((4, 5))), jnp.ones((4, 5)))[0].logits.shape
+    (4, 2, 3)
+    """
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        outputs, state = network.apply(variables, inputs, train=train, rng=rng)
+        logits = None if outputs.logits is None else function(outputs.logits)
+        return Outputs(logits, outputs.features), state
+
+    return Network(network.init, apply)
 
 
 def tap_parameters(network: Network, paths: str | tuple[str, ...]) -> Network:

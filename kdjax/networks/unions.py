@@ -1,14 +1,13 @@
 """One network of several that know different classes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.networks.network import Network, Outputs
-from kdjax.networks.transformations import ensemble
+from kdjax.networks.network import Network
+from kdjax.networks.transformations import ensemble, postprocess
 
 
 def label_union(members: Sequence[Network], classes: Sequence[Sequence[int]], *, average: str = 'probabilities') -> Network:
@@ -64,28 +63,16 @@ def label_union(members: Sequence[Network], classes: Sequence[Sequence[int]], *,
     counts = np.bincount(np.concatenate(known), minlength=len(union))
     scale = np.float32(len(members)) / counts.astype(np.float32)
 
-    def apply(
-        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
-    ) -> tuple[Outputs, dict[str, Any]]:
-        outputs, state = joined.apply(variables, inputs, train=train, rng=rng)
-        return Outputs(outputs.logits * scale.reshape((1,) * (outputs.logits.ndim - 1) + (-1,)), outputs.features), state
-
-    return Network(joined.init, apply)
+    return postprocess(joined, lambda logits: logits * scale.reshape((1,) * (logits.ndim - 1) + (-1,)))
 
 
 def _widen(member: Network, number: int, known: tuple[int, ...], total: int, unknown: float) -> Network:
     """A member with a logit for every class of the union."""
 
-    def apply(
-        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
-    ) -> tuple[Outputs, dict[str, Any]]:
-        outputs, state = member.apply(variables, inputs, train=train, rng=rng)
-        if outputs.logits is None:
-            return outputs, state
-        shape = outputs.logits.shape
-        if shape[-1] != len(known):
-            raise ValueError(f'label_union: member {number} gives logits {shape} and has {len(known)} classes')
-        wide = jnp.full((*shape[:-1], total), unknown, jnp.float32)
-        return Outputs(wide.at[..., np.array(known)].set(outputs.logits.astype(jnp.float32)), outputs.features), state
+    def widen(logits: jax.Array) -> jax.Array:
+        if logits.shape[-1] != len(known):
+            raise ValueError(f'label_union: member {number} gives logits {logits.shape} and has {len(known)} classes')
+        wide = jnp.full((*logits.shape[:-1], total), unknown, jnp.float32)
+        return wide.at[..., np.array(known)].set(logits.astype(jnp.float32))
 
-    return Network(member.init, apply)
+    return postprocess(member, widen)
