@@ -91,7 +91,7 @@ def main(config: Config) -> None:
         clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
         return optax.chain(clip, optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
 
-    def prepare(problem: training.Distillation) -> runs.Run:
+    def prepare(problem: training.Problem) -> runs.Run:
         return runs.prepare(
             problem,
             dataset.train,

@@ -140,7 +140,7 @@ def stages(
       steps: of an epoch.
     """
     later = max(1, epochs // 2)
-    aware = lambda network: quantization.fake_quantize(network, QUANTIZATIONS[AWARE])  # noqa: E731
+    aware = lambda network: quantization.fake_quantize_network(network, QUANTIZATIONS[AWARE])  # noqa: E731
 
     def adam(epochs: int) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(learning_rate, epochs * steps))
@@ -192,7 +192,7 @@ def compress(
             if method == AWARE:
                 variables = train(f'{method}, then {name}', made[method].variables)
             else:
-                integers = quantization.integer_variables(student, rule, made[method].variables, batches[0])
+                integers = quantization.quantize_variables(student, rule, made[method].variables, batches[0])
                 params = quantization.dequantize_weights(integers['params'])
                 variables = {**made[method].variables, 'params': way.at_once(params)}
             made[f'{method}, then {name}'] = Compressed(way.network, rule, way.finish(variables))
@@ -205,6 +205,6 @@ def ship(folder: pathlib.Path, compressed: Compressed, inputs: Any) -> None:
         return
     network, rule, variables = compressed
     if rule is not None:
-        variables = quantization.integer_variables(network, rule, variables, inputs)
-        network = quantization.integer(network, rule)
+        variables = quantization.quantize_variables(network, rule, variables, inputs)
+        network = quantization.quantize_network(network, rule)
     export.save(folder, network, variables, inputs)

@@ -145,7 +145,7 @@ def federate(config: Config, network: networks.Network) -> Federation:
     local = training.supervised(network, objectives.hard_labels(), optax.sgd(0.1))
     teacher = networks.ensemble([network] * config.clients, average='logits')
     fusion = training.distillation(network, teacher, objectives.soft_targets(temperature=1.0), optax.adam(1e-3))
-    epoch = training.epoch(fusion, batch_size=config.batch_size)
+    epoch = training.in_memory_epoch(fusion, batch_size=config.batch_size)
 
     def average(key: jax.Array, clients: dict[str, Any], examples: np.ndarray, unlabelled: Batch) -> dict[str, Any]:
         del key, unlabelled

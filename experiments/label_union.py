@@ -162,7 +162,7 @@ def known_set(row: reporting.Row, classes: Sequence[Sequence[int]], test: Batch,
 
 
 @functools.cache
-def _evaluator_among(network: networks.Network, classes: Sequence[int]) -> Callable[..., dict[str, metrics.Mean]]:
+def _evaluator_among(network: networks.Network, classes: Sequence[int]) -> Callable[..., dict[str, metrics.Average]]:
     return training.evaluator(networks.postprocess(network, lambda logits: logits[..., np.array(classes)]))
 
 

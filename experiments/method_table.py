@@ -185,11 +185,11 @@ def students(
     pair_of_networks: tuple[networks.Network, networks.Network],
     optimizer: optax.GradientTransformation,
     seeds: int,
-) -> training.Distillation:
+) -> training.Problem:
     """The students of a method as one problem: `seeds` that learn by it alone, and `seeds` with soft targets added."""
     soft = SOFT_WEIGHT * objectives.soft_targets(temperature=4.0)
 
-    def make(together: jax.Array) -> training.Distillation:
+    def make(together: jax.Array) -> training.Problem:
         if recipe is RECIPES[BASELINE]:
             objective = (1 - SOFT_WEIGHT * together) * objectives.hard_labels() + together * soft
         else:
@@ -200,7 +200,7 @@ def students(
 
 
 def train(
-    problem: training.Distillation,
+    problem: training.Problem,
     teacher_variables: Any,
     transfer: Batch,
     config: Config,
@@ -209,7 +209,7 @@ def train(
     mesh: jax.sharding.Mesh,
 ) -> float:
     """Trains a method's students and ships them; returns the median time of an epoch in seconds."""
-    epoch = training.epoch(problem, batch_size=BATCH_SIZE, mesh=mesh)
+    epoch = training.in_memory_epoch(problem, batch_size=BATCH_SIZE, mesh=mesh)
     state = problem.init(jax.random.key(0), data.take(transfer, np.arange(BATCH_SIZE)))
     state, teacher_variables, transfer = training.replicate(mesh, (state, teacher_variables, transfer))
     taken = []

@@ -47,7 +47,7 @@ import tyro
 from experiments import parts, reporting, runs, scenarios
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 
 DOMAINS = ('source', 'target')
 SIZE = (14, 14)
@@ -255,13 +255,13 @@ def keep_best(
     """Trains on the source until both validation accuracies reach the target, and keeps the best of their minimum."""
     evaluate = training.evaluator(student)
 
-    def validate(variables: Any) -> dict[str, Mean]:
+    def validate(variables: Any) -> dict[str, Average]:
         measured = {domain: evaluate(variables, examples)['accuracy'] for domain, examples in splits.validation.items()}
         lower = min(metrics.compute(measured).values())
-        return {**measured, 'lower': Mean(np.float32(lower), np.float32(1.0))}
+        return {**measured, 'lower': Average(np.float32(lower), np.float32(1.0))}
 
     example = data.take(splits.source, np.arange(config.batch_size))
-    state = training.place(run.mesh, run.problem.init(jax.random.key(seed), example, student_variables=start))
+    state = training.shard(run.mesh, run.problem.init(jax.random.key(seed), example, student_variables=start))
     fitted = training.fit(
         run.epoch,
         state,

@@ -28,7 +28,7 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
     # Orbax logs the tracebacks of errors that it raises too.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
-        training.join_hosts()
+        training.initialize_distributed()
         main(arguments)
     except training.Preempted as error:
         print(error, file=sys.stderr)
@@ -87,7 +87,7 @@ def say(text: str) -> None:
 class Run(NamedTuple):
     """A training problem that is ready to run, compiled once for all seeds."""
 
-    problem: training.Distillation
+    problem: training.Problem
     epoch: training.Epoch
     epochs: int
     batch_size: int
@@ -96,7 +96,7 @@ class Run(NamedTuple):
 
 
 def prepare(
-    problem: training.Distillation,
+    problem: training.Problem,
     data: Batch,
     *,
     epochs: int,
@@ -120,7 +120,7 @@ def prepare(
     jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
     number = math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
     mesh = training.data_parallel(jax.devices()[:number], fsdp=fsdp)
-    epoch = training.epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
+    epoch = training.in_memory_epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
     return Run(problem, epoch, epochs, batch_size, mesh, skip_nonfinite)
 
 
@@ -139,7 +139,7 @@ def train(
     """Trains for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
     example = {key: value[: run.batch_size] for key, value in data.items()}
     state = run.problem.init(jax.random.key(seed), example, student_variables=student_variables)
-    state, teacher_variables = training.place(run.mesh, (state, teacher_variables or {}))
+    state, teacher_variables = training.shard(run.mesh, (state, teacher_variables or {}))
     data = training.replicate(run.mesh, data)
     return training.fit(
         run.epoch,

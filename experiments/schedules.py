@@ -96,7 +96,7 @@ def main(config: Config) -> None:
     epochs = 2 * config.epochs
     steps = epochs * training.steps_per_epoch(transfer, config.batch_size)
     problem = students(student, teacher, steps)
-    epoch = training.epoch(problem, batch_size=config.batch_size, mesh=teaching.mesh)
+    epoch = training.in_memory_epoch(problem, batch_size=config.batch_size, mesh=teaching.mesh)
     output = runs.open_output(config)
     if output is None:
         return
@@ -126,11 +126,11 @@ def main(config: Config) -> None:
     )
 
 
-def students(student: networks.Network, teacher: networks.Network, steps: int) -> training.Distillation:
+def students(student: networks.Network, teacher: networks.Network, steps: int) -> training.Problem:
     """One student for every course, all in one program."""
     rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
 
-    def make(course: Course) -> training.Distillation:
+    def make(course: Course) -> training.Problem:
         return training.distillation(student, teacher, objective(course, steps), optax.adam(rate))
 
     courses = jax.tree.map(lambda *ends: jnp.array(ends), *COURSES.values())

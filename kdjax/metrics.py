@@ -12,45 +12,53 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
-class Mean(NamedTuple):
-    """A mean that is not divided yet, `total / count`. Two are added field by field, as `jax.tree.map(jnp.add, a, b)` does."""
+class Average(NamedTuple):
+    """A mean that is not divided yet, `total / count`. Two are added field by field, as `jax.tree.map(jnp.add, a, b)` does.
+
+    >>> Average(3.0, 4.0).compute()
+    0.75
+    """
 
     total: ArrayLike
     count: ArrayLike
 
+    def compute(self) -> float:
+        """The mean as a number to read; NaN where nothing was counted. See `compute` for those with several totals."""
+        return compute({'mean': self})['mean']
 
-def mean(values: ArrayLike, where: ArrayLike | None = None) -> Mean:
+
+def mean(values: ArrayLike, where: ArrayLike | None = None) -> Average:
     """The mean of `values`, counted over the elements where `where` (of the same shape) is true.
 
     >>> import jax.numpy as jnp
     >>> mean(jnp.array([1., 3., 8.]), jnp.array([True, True, False]))
-    Mean(total=Array(4., dtype=float32), count=Array(2., dtype=float32))
+    Average(total=Array(4., dtype=float32), count=Array(2., dtype=float32))
     """
     values = jnp.asarray(values).astype(jnp.float32)
     if where is None:
-        return Mean(jnp.sum(values), jnp.float32(values.size))
-    return Mean(jnp.sum(values, where=where), jnp.sum(where, dtype=jnp.float32))
+        return Average(jnp.sum(values), jnp.float32(values.size))
+    return Average(jnp.sum(values, where=where), jnp.sum(where, dtype=jnp.float32))
 
 
-def divide(metric: Mean) -> jax.Array:
+def divide(metric: Average) -> jax.Array:
     """`total / count` as an array that can be differentiated; 0 where nothing was counted.
 
-    >>> divide(Mean(6.0, 4.0)), divide(Mean(0.0, 0.0))
+    >>> divide(Average(6.0, 4.0)), divide(Average(0.0, 0.0))
     (Array(1.5, dtype=float32), Array(0., dtype=float32))
     """
     total, count = jnp.asarray(metric.total, jnp.float32), jnp.asarray(metric.count, jnp.float32)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
 
 
-def add(*metrics: dict[str, Mean]) -> dict[str, Mean]:
+def add(*metrics: dict[str, Average]) -> dict[str, Average]:
     """Adds up dictionaries of metrics with the same names, on the host, in float64.
 
-    >>> add({'loss': Mean(1.0, 2.0)}, {'loss': Mean(5.0, 1.0)})
-    {'loss': Mean(total=np.float64(6.0), count=np.float64(3.0))}
+    >>> add({'loss': Average(1.0, 2.0)}, {'loss': Average(5.0, 1.0)})
+    {'loss': Average(total=np.float64(6.0), count=np.float64(3.0))}
     """
     fetched = jax.device_get(list(metrics))
     return {
-        name: Mean(*(sum(np.asarray(metric[name][field], np.float64) for metric in fetched) for field in (0, 1)))
+        name: Average(*(sum(np.asarray(metric[name][field], np.float64) for metric in fetched) for field in (0, 1)))
         for name in fetched[0]
     }
 
@@ -58,7 +66,7 @@ def add(*metrics: dict[str, Mean]) -> dict[str, Mean]:
 def compute(metrics: dict[str, Any]) -> dict[str, float]:
     """Divides every metric, for people to read. A total with one entry per calibration bin gives the sum of magnitudes.
 
-    >>> compute({'accuracy': Mean(3.0, 4.0)})
+    >>> compute({'accuracy': Average(3.0, 4.0)})
     {'accuracy': 0.75}
     """
     numbers = {}

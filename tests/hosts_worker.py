@@ -33,7 +33,7 @@ def start(mesh, seed):
     problem = training.distillation(STUDENT, TEACHER, OBJECTIVE, optax.sgd(0.02, momentum=0.9))
     data = examples()
     state = problem.init(jax.random.key(seed), data)
-    return problem, *training.place(mesh, (state, TEACHER.init(jax.random.key(9), data['inputs'][:1])))
+    return problem, *training.shard(mesh, (state, TEACHER.init(jax.random.key(9), data['inputs'][:1])))
 
 
 def run(folder, mesh, calls=(1, 2)):
@@ -43,7 +43,7 @@ def run(folder, mesh, calls=(1, 2)):
     for epochs in calls:
         problem, state, teacher_variables = start(mesh, seed=epochs)
         fitted = training.fit(
-            training.epoch(problem, batch_size=BATCH, mesh=mesh),
+            training.in_memory_epoch(problem, batch_size=BATCH, mesh=mesh),
             state,
             teacher_variables,
             training.replicate(mesh, data),
@@ -68,6 +68,6 @@ def run(folder, mesh, calls=(1, 2)):
 
 
 if __name__ == '__main__':
-    training.join_hosts()
+    training.initialize_distributed()
     output = pathlib.Path(sys.argv[1])
     (output / f'result{jax.process_index()}.json').write_text(json.dumps(run(output, training.data_parallel(fsdp=8))))

@@ -19,12 +19,12 @@ problem = training.supervised(
 )
 rng = np.random.default_rng(0)
 data = {'inputs': rng.normal(size=(35, 5)).astype(np.float32), 'labels': rng.integers(0, 3, 35).astype(np.int32)}
-epoch = training.epoch(problem, batch_size=8, augment=lambda key, x: x + 0.1 * jax.random.normal(key, x.shape))
+epoch = training.in_memory_epoch(problem, batch_size=8, augment=lambda key, x: x + 0.1 * jax.random.normal(key, x.shape))
 
 
 def validate(variables):
     """How small the weights are: something that differs from epoch to epoch."""
-    return {'accuracy': metrics.Mean(-sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(variables)), 1.0)}
+    return {'accuracy': metrics.Average(-sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(variables)), 1.0)}
 
 
 def fit(folder=None, run=epoch, epochs=EPOCHS, **more):

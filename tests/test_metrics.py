@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import metrics
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 
 checked = settings(derandomize=True, deadline=None, max_examples=25)
 vectors = arrays(np.float32, 12, elements=st.floats(-100, 100, width=32))
@@ -36,8 +36,8 @@ def test_mean_is_numpys_of_the_elements_that_count(values: np.ndarray, where: np
 def test_batches_of_any_size_add_up_to_the_whole(values: np.ndarray, where: np.ndarray, cuts: list[int]) -> None:
     where[0] = True
     edges = [0, *sorted(cuts), 12]
-    parts = [Mean(values[a:b][where[a:b]].sum(), where[a:b].sum()) for a, b in itertools.pairwise(edges)]
-    total = metrics.add(*({'loss': part, 'twice': Mean(2 * part.total, part.count)} for part in parts))
+    parts = [Average(values[a:b][where[a:b]].sum(), where[a:b].sum()) for a, b in itertools.pairwise(edges)]
+    total = metrics.add(*({'loss': part, 'twice': Average(2 * part.total, part.count)} for part in parts))
     computed = metrics.compute(total)
     np.testing.assert_allclose(computed['loss'], values[where].mean(dtype=np.float64), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(computed['twice'], 2 * computed['loss'], rtol=1e-6, atol=1e-6)
@@ -57,13 +57,13 @@ def test_nothing_counted_is_zero_with_a_zero_gradient_on_the_device_and_nan_for_
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
     # Rounding may leave a rest where nothing is left to count.
-    value, slopes = jax.value_and_grad(metrics.divide)(Mean(1e-3, 0.0))
+    value, slopes = jax.value_and_grad(metrics.divide)(Average(1e-3, 0.0))
     assert value == slopes.total == slopes.count == 0
-    assert np.isnan(metrics.compute({'loss': Mean(0.0, 0.0)})['loss'])
+    assert np.isnan(metrics.compute({'loss': Average(0.0, 0.0)})['loss'])
 
 
 def test_divide_can_be_differentiated_and_jitted() -> None:
-    value, slopes = jax.jit(jax.value_and_grad(metrics.divide))(Mean(6.0, 4.0))
+    value, slopes = jax.jit(jax.value_and_grad(metrics.divide))(Average(6.0, 4.0))
     assert value == 1.5
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(slopes, (0.25, -6 / 16), rtol=1e-6)
@@ -80,11 +80,13 @@ def test_sums_are_in_float32(dtype: str) -> None:
 def test_adding_up_is_in_double_precision_on_the_host() -> None:
     """In float32 one more example after sixteen million would be lost."""
     total = metrics.add(
-        {'n': Mean(jnp.float32(2**24), jnp.float32(2**24))}, {'n': Mean(1, 1)}, {'n': Mean(jnp.float32(1), 1.0)}
+        {'n': Average(jnp.float32(2**24), jnp.float32(2**24))}, {'n': Average(1, 1)}, {'n': Average(jnp.float32(1), 1.0)}
     )
     assert total['n'].total == total['n'].count == 2**24 + 2
     assert isinstance(total['n'].total, np.float64)
-    assert metrics.add({'n': Mean(jnp.array([1.0, 2.0]), 2.0)}, {'n': Mean(np.array([0.5, 0.5]), 1.0)})['n'].total.tolist() == [
+    assert metrics.add({'n': Average(jnp.array([1.0, 2.0]), 2.0)}, {'n': Average(np.array([0.5, 0.5]), 1.0)})[
+        'n'
+    ].total.tolist() == [
         1.5,
         2.5,
     ]
@@ -92,17 +94,17 @@ def test_adding_up_is_in_double_precision_on_the_host() -> None:
 
 def test_add_needs_the_same_names() -> None:
     with pytest.raises(KeyError, match='loss'):
-        metrics.add({'loss': Mean(1.0, 1.0)}, {'accuracy': Mean(1.0, 1.0)})
+        metrics.add({'loss': Average(1.0, 1.0)}, {'accuracy': Average(1.0, 1.0)})
 
 
 def test_compute_gives_plain_floats_and_magnitudes_of_bins() -> None:
     computed = metrics.compute(
-        {'accuracy': Mean(jnp.float32(3), jnp.float32(4)), 'ece': Mean(jnp.array([1.0, -2.0, 0.5]), 7.0)}
+        {'accuracy': Average(jnp.float32(3), jnp.float32(4)), 'ece': Average(jnp.array([1.0, -2.0, 0.5]), 7.0)}
     )
     assert computed == {'accuracy': 0.75, 'ece': 0.5}
     assert {type(number) for number in computed.values()} == {float}
     # One scalar keeps its sign.
-    assert metrics.compute({'loss': Mean(-3.0, 2.0)}) == {'loss': -1.5}
+    assert metrics.compute({'loss': Average(-3.0, 2.0)}) == {'loss': -1.5}
 
 
 def test_over_devices_the_mean_is_that_of_one() -> None:
@@ -116,7 +118,7 @@ def test_over_devices_the_mean_is_that_of_one() -> None:
 def test_means_are_trees_that_add_field_by_field() -> None:
     a, b = metrics.mean(jnp.array([1.0, 2.0])), metrics.mean(jnp.array([6.0]))
     joined = jax.tree.map(jnp.add, a, b)
-    assert isinstance(joined, Mean)
+    assert isinstance(joined, Average)
     assert metrics.divide(joined) == 3
     summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), [{'x': a}, {'x': b}, {'x': a}])
     assert metrics.divide(summed['x']) == 12 / 5

@@ -39,7 +39,7 @@ class Problem(NamedTuple):
 
     student: networks.Network
     teacher: networks.Network
-    distillation: training.Distillation
+    distillation: training.Problem
     teacher_variables: dict
     data: dict
 

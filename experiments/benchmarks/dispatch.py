@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     teacher_variables = teacher.init(jax.random.key(1), long['inputs'][:1])
 
     def epoch(data: dict[str, jax.Array], at_once: int) -> object:
-        run = training.epoch(problem, batch_size=config.batch_size, steps_per_dispatch=at_once)
+        run = training.in_memory_epoch(problem, batch_size=config.batch_size, steps_per_dispatch=at_once)
         state = problem.init(jax.random.key(0), {name: array[: config.batch_size] for name, array in data.items()})
 
         def call() -> object:

@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         name: np.stack([each[name] for each in source.__getitems__(range(len(source)))]) for name in ('inputs', 'labels')
     }
     on_device = jax.device_put(on_device)
-    epochs = {'device': _epochs(problem, training.epoch(problem, batch_size=config.batch_size), variables, on_device)}
+    epochs = {'device': _epochs(problem, training.in_memory_epoch(problem, batch_size=config.batch_size), variables, on_device)}
     for workers in config.workers:
         run = training.streaming_epoch(problem, batch_size=config.batch_size, workers=workers)
         epochs[str(workers)] = _epochs(problem, run, variables, source)
@@ -144,7 +144,7 @@ class _InMemory:
         return [{name: array[i] for name, array in self.arrays.items()} for i in indices]
 
 
-def _problem(config: Config, example: np.ndarray) -> tuple[training.Distillation, Any]:
+def _problem(config: Config, example: np.ndarray) -> tuple[training.Problem, Any]:
     normalize = data.augment.normalize(0.5, 0.25)
     teacher, student = (
         networks.preprocess(network(ARCHITECTURES[name], 10), normalize) for name in (config.teacher, config.student)
@@ -154,12 +154,12 @@ def _problem(config: Config, example: np.ndarray) -> tuple[training.Distillation
     return problem, jax.jit(teacher.init)(jax.random.key(0), example[None])
 
 
-def _begin(problem: training.Distillation, source: Any) -> training.TrainState:
+def _begin(problem: training.Problem, source: Any) -> training.TrainState:
     example = source[0] if not isinstance(source, dict) else {name: array[0] for name, array in source.items()}
     return jax.jit(problem.init)(jax.random.key(1), {name: np.asarray(x)[None] for name, x in example.items()})
 
 
-def _epochs(problem: training.Distillation, run: training.Epoch, variables: Any, source: Any) -> Callable[[], Any]:
+def _epochs(problem: training.Problem, run: training.Epoch, variables: Any, source: Any) -> Callable[[], Any]:
     """A function that runs one epoch more each time that it is called."""
     state = _begin(problem, source)
 
@@ -172,7 +172,7 @@ def _epochs(problem: training.Distillation, run: training.Epoch, variables: Any,
 
 
 def _read_and_wait(
-    config: Config, problem: training.Distillation, variables: Any, source: Images, workers: int
+    config: Config, problem: training.Problem, variables: Any, source: Images, workers: int
 ) -> tuple[float, float]:
     """Examples a second of reading alone, and the share of the time for which steps wait for what they read."""
     batches = read_batches(source, config.batch_size, seed=0, workers=workers)

@@ -105,7 +105,7 @@ def train(folder: str, epochs: int) -> None:
     variables = teacher.init(jax.random.key(1), dataset.train['inputs'][:1])
     print('training', flush=True)
     fitted = training.fit(
-        training.epoch(problem, batch_size=128, augment=shift),
+        training.in_memory_epoch(problem, batch_size=128, augment=shift),
         state,
         variables,
         dataset.train,

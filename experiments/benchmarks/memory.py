@@ -6,7 +6,7 @@ A vision transformer of depth 4 and width 384 teaches one of width 192, with Ada
 many devices there are. On CPUs these are made up, which changes no byte. All numbers are per device, from the plan of the
 compiled program (`memory_analysis`) and its text:
 
-- sharded: arguments that `training.place` splits: large arrays of student, optimizer and teacher. Each device should hold
+- sharded: arguments that `training.shard` splits: large arrays of student, optimizer and teacher. Each device should hold
   1 / fsdp of them;
 - argument: these, the small arrays that every device keeps whole, and the device's images;
 - temporary: activations, gradients and, with FSDP, gathered parameters. On CPUs XLA does not order the gathers by their use,
@@ -109,7 +109,7 @@ def measure(config: Config, number: int, fsdp: int) -> dict[str, Any]:
 
 
 def on_mesh(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
-    """Shapes with the layout that `training.place` would give to arrays of them."""
+    """Shapes with the layout that `training.shard` would give to arrays of them."""
     return jax.tree.map(
         lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
         shapes,

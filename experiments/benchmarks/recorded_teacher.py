@@ -106,14 +106,12 @@ def main(config: Config) -> None:
     print(json.dumps({**summary, **dataclasses.asdict(config), 'device': device, 'jax': jax.__version__}))
 
 
-def _epochs(
-    problem: training.Distillation, batch_size: int, views: training.Views, examples: dict[str, Any], variables: Any
-) -> Any:
+def _epochs(problem: training.Problem, batch_size: int, views: training.Views, examples: dict[str, Any], variables: Any) -> Any:
     """A function that runs one epoch more each time that it is called."""
     examples = jax.device_put({name: np.asarray(array) for name, array in examples.items()})
     batch = training.one_view({name: array[:batch_size] for name, array in examples.items()}, 0)
     state = jax.jit(problem.init)(jax.random.key(2), batch)
-    run = training.epoch(problem, batch_size=batch_size, views=views)
+    run = training.in_memory_epoch(problem, batch_size=batch_size, views=views)
 
     def one_epoch() -> Any:
         nonlocal state

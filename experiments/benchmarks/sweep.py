@@ -121,7 +121,7 @@ def main(config: Config) -> None:
 def _steps(teacher: networks.Network, student: networks.Network, batch: Any) -> dict[str, Callable[[], Any]]:
     """Functions that take one step more of all students each time that they are called."""
 
-    def make(row: dict[str, jax.Array]) -> training.Distillation:
+    def make(row: dict[str, jax.Array]) -> training.Problem:
         soft, weight = objectives.soft_targets(temperature=row['temperature']), row['weight']
         objective = (1 - weight) * objectives.hard_labels() + weight * soft
         return training.distillation(student, teacher, objective, optax.sgd(0.01, momentum=0.9))

@@ -37,10 +37,10 @@ The lifted forms in `kdjax.objectives` bring what has to be trained or remembere
 from kdjax.losses.contrastive import ClassIndex as ClassIndex
 from kdjax.losses.contrastive import class_index as class_index
 from kdjax.losses.contrastive import crd as crd
+from kdjax.losses.contrastive import crd_negatives as crd_negatives
 from kdjax.losses.contrastive import crd_normalizer as crd_normalizer
+from kdjax.losses.contrastive import crd_update_memory as crd_update_memory
 from kdjax.losses.contrastive import info_nce as info_nce
-from kdjax.losses.contrastive import negatives as negatives
-from kdjax.losses.contrastive import update_memory as update_memory
 from kdjax.losses.derivatives import jacobian as jacobian
 from kdjax.losses.derivatives import loss_gradient_attention as loss_gradient_attention
 from kdjax.losses.divergences import jensen_shannon as jensen_shannon

@@ -1,7 +1,7 @@
 """Contrastive losses: the student's embedding of an example must be nearer to the teacher's of the same than of other examples.
 
 `info_nce` takes the others from the batch. `crd` takes many more from two memory banks, one row per training example and
-network, which the caller keeps: `negatives` draws them, `update_memory` writes the batch's embeddings into a bank.
+network, which the caller keeps: `crd_negatives` draws them, `crd_update_memory` writes the batch's embeddings into a bank.
 """
 
 from typing import NamedTuple
@@ -88,7 +88,7 @@ def crd(
         by their L2 norms here.
       teacher: embeddings of the same width.
       student_memory: rows of the student's bank, [batch, 1 + K, channels]: each example's own, then its negatives. Taken as
-        they are: `update_memory` keeps their norms at 1.
+        they are: `crd_update_memory` keeps their norms at 1.
       teacher_memory: rows of the teacher's bank for the same examples, of the same shape.
       examples: how many rows a bank has.
       student_normalizer: Z of the student's embeddings against the teacher's bank, a scalar.
@@ -169,7 +169,7 @@ def crd_normalizer(
 
 
 class ClassIndex(NamedTuple):
-    """The training examples sorted by class, as `class_index` makes it: all that `negatives` needs to know of the labels.
+    """The training examples sorted by class, as `class_index` makes it: all that `crd_negatives` needs to know of the labels.
 
     `order` are the examples sorted by class. The class of example i is at `order[starts[i] : starts[i] + counts[i]]`.
     """
@@ -180,7 +180,7 @@ class ClassIndex(NamedTuple):
 
 
 def class_index(labels: ArrayLike) -> ClassIndex:
-    """Sorts the labels of all training examples, once, for `negatives`. An example without a label is a class of its own.
+    """Sorts the labels of all training examples, once, for `crd_negatives`. An example without a label is a class of its own.
 
     Args:
       labels: integers [examples]; negative where unknown.
@@ -208,7 +208,7 @@ def class_index(labels: ArrayLike) -> ClassIndex:
     return ClassIndex(*(jnp.asarray(column, jnp.int32) for column in columns))
 
 
-def negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: int) -> jax.Array:
+def crd_negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: int) -> jax.Array:
     """Draws examples of other classes for each example of a batch, uniformly and with replacement.
 
     Costs one random integer and one look-up per negative, however many classes there are. The negatives of an unlabelled
@@ -227,17 +227,17 @@ def negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: int) 
       ValueError: the indices are not integers [batch].
 
     >>> index = class_index([0, 0, 1])
-    >>> print(negatives(jax.random.key(0), jnp.array([0, 1]), index, 3))
+    >>> print(crd_negatives(jax.random.key(0), jnp.array([0, 1]), index, 3))
     [[2 2 2]
      [2 2 2]]
     """
-    indices = _check_indices('negatives', indices)
+    indices = _check_indices('crd_negatives', indices)
     starts, counts = index.starts[indices][:, None], index.counts[indices][:, None]
     drawn = jax.random.randint(key, (indices.shape[0], size), 0, index.order.shape[0] - counts)
     return index.order[jnp.where(drawn < starts, drawn, drawn + counts)]
 
 
-def update_memory(
+def crd_update_memory(
     bank: ArrayLike,
     indices: ArrayLike,
     embedding: ArrayLike,
@@ -263,7 +263,7 @@ def update_memory(
       ValueError: shapes or dtypes do not fit.
 
     >>> import jax.numpy as jnp
-    >>> print(update_memory(jnp.eye(3, 2), jnp.array([0]), jnp.array([[0., 7.]])))
+    >>> print(crd_update_memory(jnp.eye(3, 2), jnp.array([0]), jnp.array([[0., 7.]])))
     [[0.707 0.707]
      [0.    1.   ]
      [0.    0.   ]]
@@ -272,17 +272,17 @@ def update_memory(
       Wu, Xiong, Yu, Lin. Unsupervised Feature Learning via Non-Parametric Instance Discrimination. 2018.
       https://arxiv.org/abs/1805.01978
     """
-    bank, indices = jnp.asarray(bank), _check_indices('update_memory', indices)
-    embedding = numerics.as_float32('update_memory: embedding', embedding)
+    bank, indices = jnp.asarray(bank), _check_indices('crd_update_memory', indices)
+    embedding = numerics.as_float32('crd_update_memory: embedding', embedding)
     if bank.ndim != 2 or embedding.shape != (indices.shape[0], bank.shape[1]):
         raise ValueError(
-            f'update_memory: embedding {embedding.shape} must be [batch, channels] for {indices.shape[0]} indices into a bank '
-            f'{bank.shape}'
+            f'crd_update_memory: embedding {embedding.shape} must be [batch, channels] for {indices.shape[0]} indices into a '
+            f'bank {bank.shape}'
         )
     momentum = jnp.asarray(momentum, jnp.float32)
     rows = bank[indices].astype(jnp.float32)
     rows = numerics.l2_normalize(momentum * rows + (1 - momentum) * numerics.l2_normalize(embedding, axis=1), axis=1)
-    where = numerics.mask('update_memory', where, indices.shape, 0)
+    where = numerics.mask('crd_update_memory', where, indices.shape, 0)
     if where is not None:
         # No row has this index: what is written to it is dropped.
         indices = jnp.where(where, indices, bank.shape[0])

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean, mean
+from kdjax.metrics import Average, mean
 from kdjax.networks import Outputs
 
 
-def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) -> Mean:
+def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) -> Average:
     """The mean of values [batch, ...] over what `batch['mask']` keeps and over `where`; a scalar is taken as it is."""
     if values.ndim == 0:
         return mean(values)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean, mean
+from kdjax.metrics import Average, mean
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import require_entry, require_logits
 from kdjax.objectives.objective import Objective, Schedule, Term, Weight, evaluate
@@ -94,7 +94,7 @@ def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
+    ) -> tuple[Average, dict[str, Average], Any]:
         loss, metrics, inner = objective.apply(params, state['objective'], student, teacher, batch, step=step)
         excess = loss - evaluate(limit, step)
         current = state['multiplier']

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.losses.contrastive import ClassIndex
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, feature_pair, kept_examples, require_entry
 from kdjax.objectives.connectors import Embedding, apply_connector, init_connector
@@ -83,10 +83,10 @@ def crd(
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
+    ) -> tuple[Average, dict[str, Average], Any]:
         indices, where = require_entry('crd', batch, 'index'), kept_examples(batch)
         embedding_s, embedding_t = embed.apply(params, student, jax.lax.stop_gradient(teacher))
-        drawn = losses.negatives(jax.random.fold_in(state['key'], step), indices, ClassIndex(**state['classes']), negatives)
+        drawn = losses.crd_negatives(jax.random.fold_in(state['key'], step), indices, ClassIndex(**state['classes']), negatives)
         rows = jnp.concatenate([indices[:, None].astype(drawn.dtype), drawn], axis=1)
         memory_s, memory_t = state['student_bank'][rows], state['teacher_bank'][rows]
         shared = {'examples': examples, 'temperature': temperature, 'where': where}
@@ -102,7 +102,7 @@ def crd(
             **shared,
         )
         moved = {
-            name: losses.update_memory(state[name], indices, jax.lax.stop_gradient(x), momentum=momentum, where=where)
+            name: losses.crd_update_memory(state[name], indices, jax.lax.stop_gradient(x), momentum=momentum, where=where)
             for name, x in (('student_bank', embedding_s), ('teacher_bank', embedding_t))
         }
         # A batch of which nothing counts is not the first.

@@ -7,7 +7,7 @@ import jax
 
 from kdjax import losses
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, require_entry, require_feature
 from kdjax.objectives.connectors import apply_connector, init_connector
@@ -42,7 +42,7 @@ def domain_discrimination(student: str, *, domains: int = 2, hidden: int = 128, 
         del teacher, batch
         return init_connector(module, key, require_feature('domain_discrimination', 'student', student_outputs, student))
 
-    def loss(params: Any, student_outputs: Outputs, teacher: Outputs, batch: Batch, *, reversal: jax.Array) -> Mean:
+    def loss(params: Any, student_outputs: Outputs, teacher: Outputs, batch: Batch, *, reversal: jax.Array) -> Average:
         del teacher
         feature = require_feature('domain_discrimination', 'student', student_outputs, student)
         labels = require_entry('domain_discrimination', batch, 'domains')

@@ -12,7 +12,7 @@ import jax
 
 from kdjax import losses
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, mask_of
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
@@ -215,7 +215,7 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
+    ) -> tuple[Average, dict[str, Average], Any]:
         source, target = features(student, jax.lax.stop_gradient(teacher))
         if 'align' in params:
             source = apply_connector(where_shapes_differ(source, target), params['align'], source)

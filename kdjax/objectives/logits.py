@@ -11,7 +11,7 @@ import optax
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.losses.numerics import LOG_ZERO
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, kept_examples, require_entry, require_feature, require_labels, require_logits
 from kdjax.objectives.objective import Objective, Term, Weight, from_function
@@ -24,7 +24,7 @@ def hard_labels(*, label_smoothing: Weight = 0.0) -> Objective:
       label_smoothing: the share of the target that is spread evenly over all classes; a number or a schedule.
     """
 
-    def cross_entropy(student: Outputs, teacher: Outputs, batch: Batch, *, label_smoothing: jax.Array) -> Mean:
+    def cross_entropy(student: Outputs, teacher: Outputs, batch: Batch, *, label_smoothing: jax.Array) -> Average:
         del teacher
         logits = require_logits('hard_labels', 'student', student).astype(jnp.float32)
         labels = require_labels('hard_labels', batch)
@@ -219,7 +219,7 @@ def linear_soft_targets(
 def _on_labelled_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:
     name = loss.__name__
 
-    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> Mean:
+    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> Average:
         labels = require_labels(name, batch)
         return batch_mean(loss(*_logits(name, student, teacher), labels, **resolved), batch, labels >= 0)
 

@@ -6,7 +6,7 @@ import optax
 
 from kdjax.batches import Batch
 from kdjax.losses.numerics import LOG_ZERO
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, require_entry, require_labels, require_logits
 from kdjax.objectives.objective import Objective, from_function
@@ -30,7 +30,7 @@ def mixed_labels() -> Objective:
       Zhang, Cisse, Dauphin, Lopez-Paz. mixup: Beyond Empirical Risk Minimization. 2018. https://arxiv.org/abs/1710.09412
     """
 
-    def cross_entropy(student: Outputs, teacher: Outputs, batch: Batch) -> Mean:
+    def cross_entropy(student: Outputs, teacher: Outputs, batch: Batch) -> Average:
         del teacher
         logits = require_logits('mixed_labels', 'student', student).astype(jnp.float32)
         labels = require_labels('mixed_labels', batch)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean, divide, mean
+from kdjax.metrics import Average, divide, mean
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean
 
@@ -31,8 +31,8 @@ class TermApply(Protocol):
 
     def __call__(
         self, params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
-        """Returns the loss as a `Mean`, further metrics by name, and the state after this batch."""
+    ) -> tuple[Average, dict[str, Average], Any]:
+        """Returns the loss as a `Average`, further metrics by name, and the state after this batch."""
 
 
 class Term(NamedTuple):
@@ -98,7 +98,7 @@ class Objective:
 
     def apply(
         self, params: dict, state: dict, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
-    ) -> tuple[jax.Array, dict[str, Mean], dict]:
+    ) -> tuple[jax.Array, dict[str, Average], dict]:
         """Computes the loss of a batch.
 
         Args:
@@ -114,7 +114,7 @@ class Objective:
           scheduled weight as `'name/weight'`, a scheduled hyperparameter as `'name/hyperparameter'`.
         """
         loss = jnp.float32(0.0)
-        metrics: dict[str, Mean] = {}
+        metrics: dict[str, Average] = {}
         new_state = {}
         for name, term in zip(self.names, self.terms, strict=True):
             value, extra, new_state[name] = term.apply(params[name], state[name], student, teacher, batch, step=step)
@@ -124,7 +124,7 @@ class Objective:
             weighted = weight * divide(value)
             loss = loss + weighted
             metrics[name] = value
-            metrics[f'{name}/weighted'] = Mean(weight * value.total, value.count)
+            metrics[f'{name}/weighted'] = Average(weight * value.total, value.count)
             if any(callable(factor) for factor in term.weights):
                 metrics[f'{name}/weight'] = mean(weight)
             metrics |= {f'{name}/{key}': metric for key, metric in extra.items()}
@@ -172,13 +172,13 @@ def evaluate(value: Weight, step: Any) -> jax.Array:
         return jnp.asarray(value(step) if callable(value) else value, jnp.float32)
 
 
-def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperparameters: Any) -> Objective:
+def from_function(name: str, function: Callable[..., jax.Array | Average], **hyperparameters: Any) -> Objective:
     """Makes an objective of a function that trains and remembers nothing.
 
     Args:
       name: the term's name.
       function: `function(student, teacher, batch, **hyperparameters)` of the networks' `Outputs`; returns one value per example
-        [batch, ...], of which `batch['mask']` picks those that count, or a scalar, or a `Mean`. No gradient flows into the
+        [batch, ...], of which `batch['mask']` picks those that count, or a scalar, or a `Average`. No gradient flows into the
         teacher's outputs.
       **hyperparameters: handed to the function; one that is callable is a schedule, and the function gets its value at the
         step.
@@ -193,7 +193,7 @@ def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperp
     3.0
     """
 
-    def without_parameters(params: Any, *arguments: Any, **resolved: Any) -> jax.Array | Mean:
+    def without_parameters(params: Any, *arguments: Any, **resolved: Any) -> jax.Array | Average:
         del params
         return function(*arguments, **resolved)
 
@@ -203,7 +203,7 @@ def from_function(name: str, function: Callable[..., jax.Array | Mean], **hyperp
 def with_parameters(
     name: str,
     init: Callable[[jax.Array, Outputs, Outputs, Batch], Any],
-    function: Callable[..., jax.Array | Mean],
+    function: Callable[..., jax.Array | Average],
     **hyperparameters: Any,
 ) -> Objective:
     """Makes an objective of a function that has parameters of its own to train, such as a connector's.
@@ -220,10 +220,10 @@ def with_parameters(
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
+    ) -> tuple[Average, dict[str, Average], Any]:
         scheduled = {key: evaluate(value, step) for key, value in hyperparameters.items() if callable(value)}
         values = function(params, student, jax.lax.stop_gradient(teacher), batch, **{**hyperparameters, **scheduled})
-        value = values if isinstance(values, Mean) else batch_mean(values, batch)
+        value = values if isinstance(values, Average) else batch_mean(values, batch)
         return value, {key: mean(x) for key, x in scheduled.items()}, state
 
     return Objective((Term(name, init_term, apply),))

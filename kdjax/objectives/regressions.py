@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.losses.features import average_pool
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, mask_of, require_feature
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
@@ -93,7 +93,7 @@ def factor_transfer(
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
-    ) -> tuple[Mean, dict[str, Mean], Any]:
+    ) -> tuple[Average, dict[str, Average], Any]:
         source, target = features(student, jax.lax.stop_gradient(teacher))
         size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
         source, target = (average_pool(x.astype(jnp.float32), size) for x in (source, target))

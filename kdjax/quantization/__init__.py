@@ -2,6 +2,7 @@
 
 from kdjax.quantization.arrays import QuantizedArray as QuantizedArray
 from kdjax.quantization.arrays import dequantize as dequantize
+from kdjax.quantization.arrays import fake_quantize as fake_quantize
 from kdjax.quantization.arrays import integer_range as integer_range
 from kdjax.quantization.arrays import quantize as quantize
 from kdjax.quantization.calibration import Range as Range
@@ -13,12 +14,12 @@ from kdjax.quantization.calibration import mse_range as mse_range
 from kdjax.quantization.calibration import percentile_range as percentile_range
 from kdjax.quantization.calibration import union_range as union_range
 from kdjax.quantization.folding import fold_batch_norm as fold_batch_norm
-from kdjax.quantization.integers import integer as integer
-from kdjax.quantization.integers import integer_variables as integer_variables
+from kdjax.quantization.integers import quantize_network as quantize_network
+from kdjax.quantization.integers import quantize_variables as quantize_variables
 from kdjax.quantization.learned import initial_step as initial_step
 from kdjax.quantization.learned import learned_step as learned_step
 from kdjax.quantization.networks import calibrate as calibrate
-from kdjax.quantization.networks import fake_quantize as fake_quantize
+from kdjax.quantization.networks import fake_quantize_network as fake_quantize_network
 from kdjax.quantization.reports import Site as Site
 from kdjax.quantization.reports import report as report
 from kdjax.quantization.reports import table as table

@@ -65,7 +65,7 @@ def fold_batch_norm(network: Network, variables: Mapping[str, Any], inputs: Any)
     """
     variables = dict(variables)
     if any(map(is_quantized, jax.tree.leaves(variables, is_leaf=is_quantized))):
-        raise ValueError('fold_batch_norm: weights are integers; fold them before integer_variables')
+        raise ValueError('fold_batch_norm: weights are integers; fold them before quantize_variables')
     named = paths.leaves_with_paths({name: value for name, value in variables.items() if name != COLLECTION})
     program, _, leaves = traced(network, variables, inputs, train=False, rng=None)
     record = _Record(collections.Counter(), [], set(), itertools.count())

@@ -19,38 +19,38 @@ from kdjax.quantization.scales import symmetric_scale
 from kdjax.quantization.weights import dequantize_weights, is_quantized
 
 
-def integer(network: Network, rules: Rules) -> Network:
-    """The network that `fake_quantize(network, rules)` stands for, with products of integers.
+def quantize_network(network: Network, rules: Rules) -> Network:
+    """The network that `fake_quantize_network(network, rules)` stands for, with products of integers.
 
     Operands are rounded to int8, multiplied and summed in int32, and scaled afterwards: the outputs are those of the
     fake-quantized network up to the rounding of floats. A product of which only one operand is quantized stays in floating
-    point. Variables are those of the fake-quantized network, or what `integer_variables` makes of them. It is for inference: it
-    has no useful gradient. XLA does not promise that it is faster.
+    point. Variables are those of the fake-quantized network, or what `quantize_variables` makes of them. It is for inference:
+    it has no useful gradient. XLA does not promise that it is faster.
 
     Args:
       network: in floating point.
-      rules: as in `fake_quantize`.
+      rules: as in `fake_quantize_network`.
 
     Returns:
       The network.
 
     Raises:
-      ValueError: as in `fake_quantize`; a convolution has batch groups.
+      ValueError: as in `fake_quantize_network`; a convolution has batch groups.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import models, networks
     >>> network, rule = networks.from_linen(models.MLP((8,), classes=3)), Rule(ranges='dynamic')
-    >>> quantized = integer(network, rule)
-    >>> variables = integer_variables(network, rule, network.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((1, 4)))
+    >>> quantized = quantize_network(network, rule)
+    >>> variables = quantize_variables(network, rule, network.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((1, 4)))
     >>> variables['params']['head']['kernel'].values.dtype
     dtype('int8')
     >>> quantized.apply(variables, jnp.ones((2, 4)))[0].logits.shape
     (2, 3)
     """
-    return transform('integer', network, rules, integer_product)
+    return transform('quantize_network', network, rules, integer_product)
 
 
-def integer_variables(network: Network, rules: Rules, variables: Mapping[str, Any], inputs: Any) -> dict[str, Any]:
+def quantize_variables(network: Network, rules: Rules, variables: Mapping[str, Any], inputs: Any) -> dict[str, Any]:
     """The variables of a quantized network with the weights as `QuantizedArray`s, on the grids that the rules give them.
 
     Weights stay in floating point where no rule quantizes them, where the network changes them before it multiplies or uses
@@ -63,7 +63,7 @@ def integer_variables(network: Network, rules: Rules, variables: Mapping[str, An
       inputs: a batch of inputs; only its shapes count.
 
     Returns:
-      The variables, for `integer`, `fake_quantize` and `export`.
+      The variables, for `quantize_network`, `fake_quantize_network` and `export`.
 
     Raises:
       ValueError: the rules do not fit the network.
@@ -79,7 +79,7 @@ def integer_variables(network: Network, rules: Rules, variables: Mapping[str, An
     def observe(params: Any, inputs: Any) -> Any:
         marked = paths.map_with_paths(lambda path, leaf: _Marked(leaf, path) if leaf.ndim >= 2 else leaf, params)
         program, _, _ = traced(network, {**variables, 'params': params}, inputs, train=False, rng=None)
-        chosen = choose('integer_variables', rules, jaxprs.products(program))
+        chosen = choose('quantize_variables', rules, jaxprs.products(program))
         arguments = {**{name: value for name, value in variables.items() if name != COLLECTION}, 'params': marked}
 
         def multiply(product: Product, lhs: Any, rhs: Any, state: Any) -> tuple[jax.Array, Any]:
@@ -136,7 +136,7 @@ def _integer_sums(product: Product, lhs: QuantizedArray, rhs: QuantizedArray) ->
     zeros = [None if x.zero_point is None else x.zero_point.reshape(()).astype(jnp.int32) for x in (lhs, rhs)]
     if product.primitive == 'conv_general_dilated':
         if product.options['batch_group_count'] != 1:
-            raise ValueError(f'integer: {product.name} is a convolution with batch groups; give it no rule')
+            raise ValueError(f'quantize_network: {product.name} is a convolution with batch groups; give it no rule')
         sums = _convolve(product, lhs, rhs)
     else:
         sums = product(lhs.values, rhs.values, preferred_element_type=jnp.int32, precision=None)
@@ -144,7 +144,7 @@ def _integer_sums(product: Product, lhs: QuantizedArray, rhs: QuantizedArray) ->
         sums = sums - zeros[0] * product.place(1, _totals(product, 1, rhs))
     if zeros[1] is not None:
         if product.primitive == 'conv_general_dilated':
-            raise ValueError(f'integer: {product.name} convolves with activations; give it a symmetric rule')
+            raise ValueError(f'quantize_network: {product.name} convolves with activations; give it a symmetric rule')
         sums = sums - zeros[1] * product.place(0, _totals(product, 0, lhs))
         if zeros[0] is not None:
             count = jnp.int32(lhs.values.size // max(1, _totals(product, 0, lhs).size))

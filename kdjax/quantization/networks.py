@@ -5,13 +5,11 @@ Linen, NNX or no framework at all, and nothing in it is replaced. What such a ne
 activations, is state beside its batch statistics: `variables['quantization']`.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from kdjax import jaxprs
 from kdjax.jaxprs import Product
@@ -27,43 +25,28 @@ COLLECTION = 'quantization'
 SIDES = ('lhs', 'rhs')
 
 
-@functools.singledispatch
-def fake_quantize(
-    x: ArrayLike | Network,
-    scale: ArrayLike | Rules,
-    zero_point: ArrayLike | None = None,
-    *,
-    bits: int = 8,
-    narrow: bool | None = None,
-) -> Any:
-    """Rounds an array to an integer grid, `fake_quantize(x, scale, zero_point)`, or does so within a network.
+def fake_quantize_network(network: Network, rules: Rules) -> Network:
+    """The network with the operands of its products rounded to integer grids, for quantization-aware training.
 
-    Of an array, see `kdjax.quantization.arrays.fake_quantize`.
-
-    `fake_quantize(network, rules)` is the network with the operands of its products, those of dense layers, convolutions and
-    attention, rounded to the grids that the rules say, everything else in floating point. Gradients pass through the rounding
-    where an operand lies within its range, so that the student can learn with it (quantization-aware training). With
-    `train=True` moving averages of ranges are renewed. The state `variables['quantization']` holds ranges and the number of
-    training steps; ranges that nothing has filled are NaN, and so is the output then.
+    The products are those of dense layers, convolutions and attention; everything else stays in floating point. Gradients pass
+    through the rounding where an operand lies within its range, so that the student can learn with it. With `train=True` moving
+    averages of ranges are renewed. The state `variables['quantization']` holds ranges and the number of training steps; ranges
+    that nothing has filled are NaN, and so is the output then.
 
     Args:
-      x: an array, or the network.
-      scale: the array's scale, or the network's `Rule` or rules.
-      zero_point: of an array only.
-      bits: of an array only.
-      narrow: of an array only.
+      network: the network.
+      rules: its `Rule`, or several.
 
     Returns:
-      An array of x's shape and dtype, or a `Network` with the same parameters, which goes through every transformation of JAX
-      that the network does.
+      A `Network` with the same parameters, which goes through every transformation of JAX that the network does.
 
     Raises:
-      ValueError: as for arrays; from `init` or `apply`, when traced: a pattern matches no product, a rule is no good, static
-        ranges were not calibrated, or a product stands within control flow other than calls and scans.
+      ValueError: from `init` or `apply`, when traced: a pattern matches no product, a rule is no good, static ranges were not
+        calibrated, or a product stands within control flow other than calls and scans.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import models, networks
-    >>> network = fake_quantize(networks.from_linen(models.MLP((8,), classes=3)), Rule(ranges='dynamic'))
+    >>> network = fake_quantize_network(networks.from_linen(models.MLP((8,), classes=3)), Rule(ranges='dynamic'))
     >>> variables = network.init(jax.random.key(0), jnp.ones((1, 4)))
     >>> network.apply(variables, jnp.ones((2, 4)))[0].logits.shape
     (2, 3)
@@ -74,12 +57,7 @@ def fake_quantize(
       Krishnamoorthi. Quantizing deep convolutional networks for efficient inference: A whitepaper. 2018.
       https://arxiv.org/abs/1806.08342
     """
-    return arrays.fake_quantize(x, scale, zero_point, bits=bits, narrow=narrow)
-
-
-@fake_quantize.register(Network)
-def _fake_quantize_network(network: Network, rules: Rules) -> Network:
-    return transform('fake_quantize', network, rules, fake_product)
+    return transform('fake_quantize_network', network, rules, fake_product)
 
 
 def transform(name: str, network: Network, rules: Rules, multiply: Callable[..., jax.Array]) -> Network:

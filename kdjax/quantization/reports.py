@@ -57,7 +57,7 @@ def report(network: Network, rules: Rules, variables: Mapping[str, Any], inputs:
       The sites; `table` prints them.
 
     Raises:
-      ValueError: as in `fake_quantize`.
+      ValueError: as in `fake_quantize_network`.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import models, networks

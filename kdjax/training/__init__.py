@@ -12,7 +12,7 @@ from kdjax.training.checkpoints import restore_best as restore_best
 from kdjax.training.checkpoints import restore_newest as restore_newest
 from kdjax.training.checkpoints import save as save
 from kdjax.training.epochs import Epoch as Epoch
-from kdjax.training.epochs import epoch as epoch
+from kdjax.training.epochs import in_memory_epoch as in_memory_epoch
 from kdjax.training.epochs import steps_per_epoch as steps_per_epoch
 from kdjax.training.evaluation import Evaluate as Evaluate
 from kdjax.training.evaluation import evaluator as evaluator
@@ -20,7 +20,7 @@ from kdjax.training.federated import average_clients as average_clients
 from kdjax.training.federated import client_mesh as client_mesh
 from kdjax.training.federated import client_updates as client_updates
 from kdjax.training.freezing import train_only as train_only
-from kdjax.training.hosts import join_hosts as join_hosts
+from kdjax.training.hosts import initialize_distributed as initialize_distributed
 from kdjax.training.loop import Fitted as Fitted
 from kdjax.training.loop import NonFiniteLossError as NonFiniteLossError
 from kdjax.training.loop import fit as fit
@@ -40,11 +40,11 @@ from kdjax.training.sharding import batch_from_hosts as batch_from_hosts
 from kdjax.training.sharding import batch_sharding as batch_sharding
 from kdjax.training.sharding import data_parallel as data_parallel
 from kdjax.training.sharding import distribute as distribute
-from kdjax.training.sharding import place as place
 from kdjax.training.sharding import replicate as replicate
+from kdjax.training.sharding import shard as shard
 from kdjax.training.sharding import shard_batch as shard_batch
 from kdjax.training.sharding import shardings as shardings
-from kdjax.training.step import Distillation as Distillation
+from kdjax.training.step import Problem as Problem
 from kdjax.training.step import TrainState as TrainState
 from kdjax.training.step import distillation as distillation
 from kdjax.training.step import supervised as supervised

@@ -15,7 +15,7 @@ RECORDED = ('teacher_logits', 'top_logits', 'top_indices', 'rest')
 
 
 class Views(NamedTuple):
-    """A fixed number of augmented views of every example, for `record_teacher` and then for `epoch`.
+    """A fixed number of augmented views of every example, for `record_teacher` and then for `in_memory_epoch`.
 
     Example i looks in epoch e as in epoch e + number: `augment` gets `fold_in(fold_in(key, e % number), i)`. So a teacher that
     has seen each view once has seen all that the student will.

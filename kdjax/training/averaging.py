@@ -81,7 +81,7 @@ def averaged_variables(state: TrainState) -> dict[str, Any]:
     Raises:
       ValueError: the optimizer keeps no averages.
     """
-    leaves = jax.tree.leaves(state.optimizer, is_leaf=lambda x: isinstance(x, AverageState))
+    leaves = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, AverageState))
     found = [leaf for leaf in leaves if isinstance(leaf, AverageState)]
     if not found:
         raise ValueError('averaged_variables: the optimizer keeps no averages; wrap it in training.average_parameters')

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, in_view
 from kdjax.training.sharding import check_divisible, distribute
-from kdjax.training.step import Distillation, TrainState
+from kdjax.training.step import Problem, TrainState
 
 
 class Epoch(NamedTuple):
@@ -29,7 +29,7 @@ class Epoch(NamedTuple):
       batch_size: examples a step.
     """
 
-    run: Callable[..., tuple[TrainState, list[dict[str, Mean]]]]
+    run: Callable[..., tuple[TrainState, list[dict[str, Average]]]]
     batch_size: int
 
     def __call__(
@@ -39,13 +39,13 @@ class Epoch(NamedTuple):
         data: Any,
         stop: Callable[[], bool] | None = None,
         begin: int | None = None,
-    ) -> tuple[TrainState, list[dict[str, Mean]]]:
+    ) -> tuple[TrainState, list[dict[str, Average]]]:
         """Runs the epoch, or what is left of it."""
         return self.run(state, teacher_variables, data, stop, int(state.step) if begin is None else begin)
 
 
-def epoch(
-    distillation: Distillation,
+def in_memory_epoch(
+    problem: Problem,
     *,
     batch_size: int,
     augment: Augment | None = None,
@@ -59,11 +59,11 @@ def epoch(
     the example alone. Examples that do not fill a last batch are left out; others are in the next epoch.
 
     Args:
-      distillation: the training problem.
+      problem: the training problem.
       batch_size: examples a step.
       augment: applied to every example with a key of its own.
       views: augmented views that repeat, in place of `augment`: those that `record_teacher` has recorded.
-      mesh: devices to split each batch over; state and teacher must be on it as `place` lays them out, and stay so, the data
+      mesh: devices to split each batch over; state and teacher must be on it as `shard` lays them out, and stay so, the data
         replicated.
       steps_per_dispatch: steps that run as one `lax.scan`. By default the whole epoch on accelerators and one step on CPUs,
         where XLA runs convolutions inside loops several times slower than outside.
@@ -79,7 +79,7 @@ def epoch(
     check_augmentation(augment, views)
     if mesh is not None:
         check_divisible(mesh, batch_size)
-        distillation = distribute(mesh, distillation)
+        problem = distribute(mesh, problem)
 
     def step(state: TrainState, teacher_variables: Variables, data: Batch, order: jax.Array) -> Any:
         number, position = jnp.divmod(state.step, order.shape[0])
@@ -89,7 +89,7 @@ def epoch(
             batch = in_view(batch, views, number)
         key = stream(state.key, 'augment')
         batch['inputs'] = augmented(batch['inputs'], indices, number, augment=augment, key=key, views=views)
-        return distillation.step(state, teacher_variables, batch)
+        return problem.step(state, teacher_variables, batch)
 
     @functools.partial(jax.jit, donate_argnums=0, static_argnums=4)
     def dispatch(state: TrainState, teacher_variables: Variables, data: Batch, order: jax.Array, steps: int) -> Any:
@@ -100,7 +100,7 @@ def epoch(
 
     def run(
         state: TrainState, teacher_variables: Variables, data: Batch, stop: Callable[[], bool] | None, begin: int
-    ) -> tuple[TrainState, list[dict[str, Mean]]]:
+    ) -> tuple[TrainState, list[dict[str, Average]]]:
         steps = steps_per_epoch(data, batch_size)
         at_once = steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else steps)
         data = {name: jnp.asarray(array) for name, array in data.items()}
@@ -138,7 +138,7 @@ def steps_per_epoch(data: Any, batch_size: int) -> int:
     return examples // batch_size
 
 
-# Outside of `epoch`, so that all runs of a process share what it compiles to.
+# Outside of `in_memory_epoch`, so that all runs of a process share what it compiles to.
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _shuffle(key: jax.Array, step: jax.Array, examples: int, batch_size: int) -> jax.Array:
     steps = examples // batch_size

@@ -10,11 +10,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean, mean
+from kdjax.metrics import Average, mean
 from kdjax.networks import Network, Variables
 from kdjax.training.sharding import mesh_of, shard_batch
 
-Evaluate = Callable[..., dict[str, Mean]]
+Evaluate = Callable[..., dict[str, Average]]
 """`evaluate(variables, data, teacher_variables=None) -> metrics`."""
 
 
@@ -47,7 +47,9 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
     """
 
     @functools.partial(jax.jit, static_argnums=3)
-    def evaluate_batch(variables: Variables, teacher_variables: Variables, batch: Batch, mesh: Mesh | None) -> dict[str, Mean]:
+    def evaluate_batch(
+        variables: Variables, teacher_variables: Variables, batch: Batch, mesh: Mesh | None
+    ) -> dict[str, Average]:
         outputs, _ = network.apply(variables, batch['inputs'], train=False)
         logits, labels, kept = outputs.logits.astype(jnp.float32), batch['labels'], batch['mask']
         correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
@@ -57,7 +59,7 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
         metrics = {
             'accuracy': mean(correct, kept),
             'nll': mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels), kept),
-            'calibration_error': Mean(gaps, jnp.sum(kept, dtype=jnp.float32)),
+            'calibration_error': Average(gaps, jnp.sum(kept, dtype=jnp.float32)),
         }
         if teacher is not None:
             teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
@@ -65,7 +67,7 @@ def evaluator(network: Network, *, teacher: Network | None = None, batch_size: i
             metrics['agreement'] = mean(agrees, kept)
         return metrics if mesh is None else jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
 
-    def evaluate(variables: Variables, data: Batch, teacher_variables: Variables | None = None) -> dict[str, Mean]:
+    def evaluate(variables: Variables, data: Batch, teacher_variables: Variables | None = None) -> dict[str, Average]:
         if 'labels' not in data:
             raise ValueError("evaluation needs data['labels']")
         examples = data['inputs'].shape[0]

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
 from kdjax.batches import Batch
-from kdjax.training.step import Distillation
+from kdjax.training.step import Problem
 
 
 def client_mesh(clients: int) -> Mesh:
@@ -32,7 +32,7 @@ def client_mesh(clients: int) -> Mesh:
 
 
 def client_updates(
-    problem: Distillation, *, steps: int, batch_size: int
+    problem: Problem, *, steps: int, batch_size: int
 ) -> Callable[[jax.Array, dict[str, Any], Batch], dict[str, Any]]:
     """Makes a function that has every client train on its own shard, from the same variables.
 

@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 _ADDRESS, _PROCESSES, _PROCESS = _VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
-def join_hosts() -> None:
+def initialize_distributed() -> None:
     """Joins this process with those that were started beside it; does nothing where it is alone.
 
     `jax.devices()` then lists the devices of all. Who they are is found, in this order, in
@@ -25,7 +25,7 @@ def join_hosts() -> None:
       ValueError: some of the three variables are missing or are not numbers, or jax cannot tell who the others are.
       RuntimeError: a device is in use already, or the other processes cannot be reached.
 
-    >>> join_hosts()
+    >>> initialize_distributed()
     >>> jax.process_count()
     1
     """

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean, compute
+from kdjax.metrics import Average, compute
 from kdjax.networks import Variables
 from kdjax.training import checkpoints, preemption
 from kdjax.training.epochs import Epoch, count_examples, steps_per_epoch
@@ -46,7 +46,7 @@ def fit(
     data: Batch,
     *,
     epochs: int,
-    validate: Callable[[Variables], dict[str, Mean]] | None = None,
+    validate: Callable[[Variables], dict[str, Average]] | None = None,
     variables_of: Callable[[TrainState], dict[str, Any]] = operator.attrgetter('variables'),
     monitor: str = 'accuracy',
     target: float | None = None,
@@ -63,7 +63,7 @@ def fit(
     saves its state first, within an epoch too, and raises `Preempted`.
 
     Args:
-      epoch: runs one epoch, see `training.epoch`.
+      epoch: runs one epoch, see `training.in_memory_epoch`.
       state: the state to start from; it is donated.
       teacher_variables: the teacher's variables; None with `networks.nothing()`.
       data: the training split.
@@ -117,7 +117,7 @@ def fit(
             epochs = first
         log = _MetricsLog(log, name, start)
         best: tuple[float, int, Any] | None = None
-        unread: list[tuple[int, int, list[dict[str, Mean]]]] = []
+        unread: list[tuple[int, int, list[dict[str, Average]]]] = []
         skipped = 0
         writer = jax.process_index() == 0
         bar = tqdm(total=epochs, initial=first, desc=name, leave=False, disable=None if progress and writer else True)
@@ -171,10 +171,12 @@ def fit(
             checkpoints.close(manager)
 
 
-def _read(number: int, begun: int, metrics: list[dict[str, Mean]], allowed: int, directory: Any) -> tuple[dict[str, Any], int]:
+def _read(
+    number: int, begun: int, metrics: list[dict[str, Average]], allowed: int, directory: Any
+) -> tuple[dict[str, Any], int]:
     """Fetches the metrics of an epoch's steps, makes sure that they are finite, and averages them; counts skipped steps."""
     fetched = jax.device_get(metrics)
-    series = {key: Mean(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]}
+    series = {key: Average(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]}
     losses = series['loss'].total
     kept = 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
     if not np.isfinite(losses).all():
@@ -190,7 +192,7 @@ def _read(number: int, begun: int, metrics: list[dict[str, Mean]], allowed: int,
     if skipped.sum() > allowed:
         at = int(np.argmax(np.cumsum(skipped) > allowed))
         raise NonFiniteLossError(f'step {begun + at} is not finite, and no more steps may be skipped; {kept}')
-    averages = compute({key: Mean(*(x.astype(np.float64).sum(axis=0) for x in mean)) for key, mean in series.items()})
+    averages = compute({key: Average(*(x.astype(np.float64).sum(axis=0) for x in mean)) for key, mean in series.items()})
     return {'epoch': number, 'step': begun + len(losses), **averages}, int(skipped.sum())
 
 

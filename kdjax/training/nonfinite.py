@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.step import Distillation, TrainState
+from kdjax.training.step import Problem, TrainState
 
 
-def skip_nonfinite(problem: Distillation) -> Distillation:
+def skip_nonfinite(problem: Problem) -> Problem:
     """A problem whose steps leave the state as it was where they would make it infinite or NaN.
 
     A step is skipped if its loss is not finite, or if anything in the state that was finite would not be after it: parameters,
@@ -34,20 +34,20 @@ def skip_nonfinite(problem: Distillation) -> Distillation:
     >>> state = problem.init(jax.random.key(0), batch)
     >>> state, metrics = problem.step(state, {}, {**batch, 'inputs': jnp.full((4, 5), jnp.nan)})
     >>> int(state.step), metrics['skipped'], bool(jnp.isfinite(state.params['kernel']).all())
-    (1, Mean(total=Array(1., dtype=float32), count=Array(1., dtype=float32)), True)
+    (1, Average(total=Array(1., dtype=float32), count=Array(1., dtype=float32)), True)
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Average]]:
         new, metrics = problem.step(state, teacher_variables, batch)
         kept = jax.tree.map(_stays_finite, state, new)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(metrics['loss'].total)), *jax.tree.leaves(kept)]))
         state = jax.tree.map(lambda before, after: jnp.where(finite, after, before), state, new)
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
-        metrics['skipped'] = Mean(1.0 - finite.astype(jnp.float32), jnp.float32(1.0))
+        metrics['skipped'] = Average(1.0 - finite.astype(jnp.float32), jnp.float32(1.0))
         return state._replace(step=new.step, key=new.key), metrics
 
-    return Distillation(problem.init, step)
+    return Problem(problem.init, step)
 
 
 def _stays_finite(before: jax.Array, after: Any) -> jax.Array:

@@ -3,7 +3,7 @@
     views = Views(augment, jax.random.key(7), 8)
     recorded = record_teacher(teacher, variables, data, folder, views=views)
     problem = distillation(student, networks.nothing(), objectives.from_recorded_logits(objective), optimizer)
-    run = epoch(problem, batch_size=128, views=views)
+    run = in_memory_epoch(problem, batch_size=128, views=views)
     state, metrics = run(state, {}, {**data, **recorded})
 
 A folder holds plain .npy files, which are read through memory maps, and `manifest.json`, which is written last and says what

@@ -1,11 +1,11 @@
 """Where arrays live: data parallelism and fully sharded data parallelism (FSDP) over all devices of all hosts.
 
     mesh = data_parallel(fsdp=8)
-    state, teacher_variables = place(mesh, (state, teacher_variables))
-    run = epoch(problem, batch_size=256, mesh=mesh)
+    state, teacher_variables = shard(mesh, (state, teacher_variables))
+    run = in_memory_epoch(problem, batch_size=256, mesh=mesh)
 
 The mesh says it all: `fsdp` devices share one copy of every large array of student, teacher and optimizer, and every device
-gets its own share of each batch. Steps outside `epoch` are those of `distribute(mesh, problem)`:
+gets its own share of each batch. Steps outside `in_memory_epoch` are those of `distribute(mesh, problem)`:
 
     problem = distribute(mesh, problem)
     state, metrics = problem.step(state, teacher_variables, shard_batch(mesh, batch))
@@ -25,9 +25,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.step import Distillation, TrainState
+from kdjax.training.step import Problem, TrainState
 
 SMALLEST_SPLIT = 2**14
 """Elements from which on an array is split: below, gathering it would cost more time than its bytes are worth."""
@@ -88,7 +88,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(layout, tree)
 
 
-def place(mesh: Mesh, tree: Any) -> Any:
+def shard(mesh: Mesh, tree: Any) -> Any:
     """Puts a state or a teacher's variables on the mesh, laid out as `shardings` says; every host must have the same values."""
     return jax.tree.map(_put, tree, shardings(mesh, tree))
 
@@ -96,7 +96,7 @@ def place(mesh: Mesh, tree: Any) -> Any:
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Copies a tree to every device of the mesh; every host must have the same values.
 
-    What `place` has split over several hosts is whole again on each, so that `jax.device_get` can fetch it.
+    What `shard` has split over several hosts is whole again on each, so that `jax.device_get` can fetch it.
     """
     return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
@@ -141,7 +141,7 @@ def mesh_of(tree: Any) -> Mesh | None:
     return next((each.mesh for each in found if isinstance(each, NamedSharding) and each.mesh.size > 1), None)
 
 
-def distribute(mesh: Mesh, distillation: Distillation) -> Distillation:
+def distribute(mesh: Mesh, problem: Problem) -> Problem:
     """The same training problem with its state on a mesh.
 
     A jitted step cannot see how its arguments are laid out, and XLA may lay out the new state as it likes: the next call would
@@ -155,24 +155,24 @@ def distribute(mesh: Mesh, distillation: Distillation) -> Distillation:
     >>> problem = distribute(mesh, training.distillation(network, network, objectives.soft_targets(), optax.adam(0.1)))
     >>> batch = shard_batch(mesh, {'inputs': jnp.ones((8, 64))})
     >>> state = problem.init(jax.random.key(0), batch)
-    >>> teacher_variables = place(mesh, network.init(jax.random.key(1), batch['inputs']))
+    >>> teacher_variables = shard(mesh, network.init(jax.random.key(1), batch['inputs']))
     >>> state, _ = problem.step(state, teacher_variables, batch)
     >>> state.params['kernel'].shape, state.params['kernel'].addressable_shards[0].data.shape
     ((64, 256), (64, 32))
     """
 
     def init(key: jax.Array, batch: Batch, *, student_variables: Variables | None = None) -> TrainState:
-        return place(mesh, distillation.init(key, batch, student_variables=student_variables))
+        return shard(mesh, problem.init(key, batch, student_variables=student_variables))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Average]]:
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
-        state, metrics = distillation.step(state, teacher_variables, batch)
+        state, metrics = problem.step(state, teacher_variables, batch)
         # Metrics that every device has can be read on every host.
         metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
         return jax.lax.with_sharding_constraint(state, shardings(mesh, state)), metrics
 
-    return Distillation(init, step)
+    return Problem(init, step)
 
 
 def _batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import optax
 
 from kdjax import networks
 from kdjax.batches import Batch, check_batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Network, Variables
 from kdjax.objectives import Objective
 
@@ -21,30 +21,30 @@ class TrainState(NamedTuple):
     Attributes:
       step: number of updates so far.
       params: the student's parameters.
-      state: the student's state, such as batch statistics.
-      optimizer: state of the student's optimizer; pruning masks live here.
+      model_state: the student's state, such as batch statistics.
+      opt_state: state of the student's optimizer; pruning masks live here.
       objective_params: parameters of the objective, such as connectors.
       objective_state: state of the objective, such as memory banks.
-      objective_optimizer: state of the optimizer of `objective_params`.
+      objective_opt_state: state of the optimizer of `objective_params`.
       key: the run's random key; every step folds its number in.
     """
 
     step: jax.Array
     params: Any
-    state: dict[str, Any]
-    optimizer: optax.OptState
+    model_state: dict[str, Any]
+    opt_state: optax.OptState
     objective_params: Any
     objective_state: Any
-    objective_optimizer: optax.OptState
+    objective_opt_state: optax.OptState
     key: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
         """The student's variables, as its `apply` takes them."""
-        return {'params': self.params, **self.state}
+        return {'params': self.params, **self.model_state}
 
 
-class Distillation(NamedTuple):
+class Problem(NamedTuple):
     """A training problem as two functions.
 
     Attributes:
@@ -53,7 +53,7 @@ class Distillation(NamedTuple):
     """
 
     init: Callable[..., TrainState]
-    step: Callable[[TrainState, Variables, Batch], tuple[TrainState, dict[str, Mean]]]
+    step: Callable[[TrainState, Variables, Batch], tuple[TrainState, dict[str, Average]]]
 
 
 def distillation(
@@ -63,7 +63,7 @@ def distillation(
     optimizer: optax.GradientTransformation,
     *,
     objective_optimizer: optax.GradientTransformation | None = None,
-) -> Distillation:
+) -> Problem:
     """Makes the functions that train a student to meet an objective.
 
     One step runs the teacher (`train=False`, no gradient), the student forward and backward, and the optimizers. Sharding
@@ -79,7 +79,7 @@ def distillation(
         decayed with the student. Adam at 1e-3 by default.
 
     Returns:
-      The `Distillation`.
+      The `Problem`.
 
     Raises:
       ValueError: from `init`: the objective needs what the networks or the batch lack, or shapes do not fit.
@@ -118,11 +118,11 @@ def distillation(
         state = TrainState(
             step=jnp.int32(0),
             params=params,
-            state={name: value for name, value in student_variables.items() if name != 'params'},
-            optimizer=optimizer.init(params),
+            model_state={name: value for name, value in student_variables.items() if name != 'params'},
+            opt_state=optimizer.init(params),
             objective_params=objective_params,
             objective_state=objective_state,
-            objective_optimizer=objective_optimizer.init(objective_params),
+            objective_opt_state=objective_optimizer.init(objective_params),
             key=run_key,
         )
         # The step donates its state: the caller's variables must outlive that, and no array may stand in it twice, as where an
@@ -130,14 +130,14 @@ def distillation(
         return jax.tree.map(jnp.copy, state)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Average]]:
         check_batch(batch)
         teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
         teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
         rng = jax.random.fold_in(state.key, state.step)
 
-        def loss_function(params: Any, objective_params: Any) -> tuple[jax.Array, tuple[Any, Any, dict[str, Mean]]]:
-            variables = {'params': params, **state.state}
+        def loss_function(params: Any, objective_params: Any) -> tuple[jax.Array, tuple[Any, Any, dict[str, Average]]]:
+            variables = {'params': params, **state.model_state}
             student_outputs, new_state = student.apply(variables, batch['inputs'], train=True, rng=rng)
             loss, metrics, objective_state = objective.apply(
                 objective_params, state.objective_state, student_outputs, teacher_outputs, batch, step=state.step
@@ -148,25 +148,25 @@ def distillation(
         (grads, objective_grads), (new_state, objective_state, metrics) = gradient(state.params, state.objective_params)
         # optax's Adam promotes dtypes implicitly, which would fail for users who forbid that in their own code.
         with jax.numpy_dtype_promotion('standard'):
-            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-            objective_updates, objective_optimizer_state = objective_optimizer.update(
-                objective_grads, state.objective_optimizer, state.objective_params
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            objective_updates, objective_opt_state = objective_optimizer.update(
+                objective_grads, state.objective_opt_state, state.objective_params
             )
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            state=new_state,
-            optimizer=optimizer_state,
+            model_state=new_state,
+            opt_state=opt_state,
             objective_params=optax.apply_updates(state.objective_params, objective_updates),
             objective_state=objective_state,
-            objective_optimizer=objective_optimizer_state,
+            objective_opt_state=objective_opt_state,
             key=state.key,
         )
         return new, metrics
 
-    return Distillation(init, step)
+    return Problem(init, step)
 
 
-def supervised(network: Network, objective: Objective, optimizer: optax.GradientTransformation) -> Distillation:
+def supervised(network: Network, objective: Objective, optimizer: optax.GradientTransformation) -> Problem:
     """Trains a network without a teacher, as `distillation` from `networks.nothing()`: a teacher itself, or a baseline."""
     return distillation(network, networks.nothing(), objective, optimizer)

@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, in_view
 from kdjax.training.epochs import Epoch, count_examples, steps_per_epoch, stream
 from kdjax.training.sharding import check_divisible, distribute, shard_batch
-from kdjax.training.step import Distillation, TrainState
+from kdjax.training.step import Problem, TrainState
 
 AHEAD = 3
 """Batches that wait on the device, and steps that the host may be ahead of it."""
@@ -68,7 +68,7 @@ class JoinedSource:
 
 
 def streaming_epoch(
-    distillation: Distillation,
+    problem: Problem,
     *,
     batch_size: int,
     workers: int = 0,
@@ -76,20 +76,20 @@ def streaming_epoch(
     views: Views | None = None,
     mesh: Mesh | None = None,
 ) -> Epoch:
-    """Makes a function that runs one epoch as `training.epoch` does, over data that are read while they are used.
+    """Makes a function that runs one epoch as `training.in_memory_epoch` does, over data that are read while they are used.
 
     The order of the examples is a function of the run's key and the number of the epoch alone, though not that of
-    `training.epoch`; their augmentation has the same keys as there. Reading goes on from one epoch to the next, so workers
-    start once. Examples that do not fill a last batch are left out; others are in the next epoch.
+    `training.in_memory_epoch`; their augmentation has the same keys as there. Reading goes on from one epoch to the next, so
+    workers start once. Examples that do not fill a last batch are left out; others are in the next epoch.
 
     Args:
-      distillation: the training problem.
+      problem: the training problem.
       batch_size: examples a step.
       workers: processes that read; 0 reads in threads, which is enough where the libraries that decode release Python's lock.
         A script with workers needs `if __name__ == '__main__':`, and its source must pickle.
       augment: applied to every example on the device, with a key of its own.
       views: augmented views that repeat, in place of `augment`: those that `record_teacher` has recorded.
-      mesh: devices to split each batch over; state and teacher must be on it as `place` lays them out.
+      mesh: devices to split each batch over; state and teacher must be on it as `shard` lays them out.
 
     Returns:
       The function; its data is a `Source`, a `JoinedSource`, or a dictionary of arrays, such as memory maps.
@@ -104,14 +104,14 @@ def streaming_epoch(
     put = jax.device_put
     if mesh is not None:
         check_divisible(mesh, batch_size)
-        distillation = distribute(mesh, distillation)
+        problem = distribute(mesh, problem)
         put = functools.partial(shard_batch, mesh)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def dispatch(state: TrainState, teacher_variables: Variables, batch: Batch, indices: jax.Array, number: jax.Array) -> Any:
         key = stream(state.key, 'augment')
         inputs = augmented(batch['inputs'], indices, number, augment=augment, key=key, views=views)
-        state, metrics = distillation.step(state, teacher_variables, {**batch, 'inputs': inputs})
+        state, metrics = problem.step(state, teacher_variables, {**batch, 'inputs': inputs})
         return state, jax.tree.map(lambda x: x[None], metrics)
 
     # At most one: what goes on reading where the last epoch ended, by data, which it holds, order and step.
@@ -123,14 +123,14 @@ def streaming_epoch(
 
     def run(
         state: TrainState, teacher_variables: Variables, data: Any, stop: Callable[[], bool] | None, start: int
-    ) -> tuple[TrainState, list[dict[str, Mean]]]:
+    ) -> tuple[TrainState, list[dict[str, Average]]]:
         steps = steps_per_epoch(data, batch_size)
         seed = int(jax.random.bits(stream(state.key, 'shuffle')))
         batches = reading.pop((id(data), seed, start), None)
         if batches is None:
             close()
             batches = read_batches(data, batch_size, seed=seed, start=start, workers=workers, put=put, views=views)
-        metrics: list[dict[str, Mean]] = []
+        metrics: list[dict[str, Average]] = []
         for step in range(start, (start // steps + 1) * steps):
             batch, indices = next(batches)
             state, some = dispatch(state, teacher_variables, batch, indices, np.int32(step // steps))

@@ -7,35 +7,35 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.batches import Batch
-from kdjax.training.step import Distillation, TrainState
+from kdjax.training.step import Problem, TrainState
 
 # Students share the number of the step and the key, so that they see the same batches.
 _AXES = TrainState(
     step=None,
     params=0,
-    state=0,
-    optimizer=0,
+    model_state=0,
+    opt_state=0,
     objective_params=0,
     objective_state=0,
-    objective_optimizer=0,
+    objective_opt_state=0,
     key=None,
 )
 
 
-def sweep(make: Callable[[Any], Distillation], hyperparameters: Any) -> Distillation:
+def sweep(make: Callable[[Any], Problem], hyperparameters: Any) -> Problem:
     """Trains one student for each row of hyperparameters, all in one vmapped program on the same batches.
 
     The teacher's forward pass does not depend on the student, so it runs once for all. Each student has initial parameters of
     its own; so equal rows are seeds.
 
     Args:
-      make: `make(row) -> Distillation`, called with traced scalars: weights, temperatures, learning rates.
+      make: `make(row) -> Problem`, called with traced scalars: weights, temperatures, learning rates.
       hyperparameters: a pytree of arrays [students, ...].
 
     Returns:
-      A `Distillation` whose state and metrics have a leading axis of students in every array, but for the step and the key.
-      It goes into `training.epoch` as any other, but not into `training.fit`, which writes one number for each metric. `init`
-      takes `student_variables` with that axis.
+      A `Problem` whose state and metrics have a leading axis of students in every array, but for the step and the key. It
+      goes into `training.in_memory_epoch` as any other, but not into `training.fit`, which writes one number for each metric.
+      `init` takes `student_variables` with that axis.
 
     Raises:
       ValueError: the arrays have no leading axis in common.
@@ -71,4 +71,4 @@ def sweep(make: Callable[[Any], Distillation], hyperparameters: Any) -> Distilla
 
         return jax.vmap(one, (0, _AXES), (_AXES, 0))(hyperparameters, state)
 
-    return Distillation(init, jax.jit(step, donate_argnums=0))
+    return Problem(init, jax.jit(step, donate_argnums=0))

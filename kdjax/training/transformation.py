@@ -7,16 +7,16 @@ from typing import Any
 import jax
 
 from kdjax.batches import Batch
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.step import Distillation, TrainState
+from kdjax.training.step import Problem, TrainState
 
 
-def transform_batches(problem: Distillation, transform: Callable[[jax.Array, Batch], Batch]) -> Distillation:
+def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], Batch]) -> Problem:
     """A problem whose steps see `transform(key, batch)`, as teacher and student both do; for mixup, say.
 
-    Augmentation of single examples is for `training.epoch`; this is for what needs several. The key is made of the run's key
-    and the number of the step, so a run that resumes goes on alike.
+    Augmentation of single examples is for the epochs; this is for what needs several. The key is made of the run's key and the
+    number of the step, so a run that resumes goes on alike.
 
     Args:
       problem: the problem.
@@ -37,9 +37,9 @@ def transform_batches(problem: Distillation, transform: Callable[[jax.Array, Bat
         return problem.init(key, shapes, student_variables=student_variables)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Mean]]:
+    def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Average]]:
         # The network's own noise has the run's key and the step; this stream must not meet it, nor those of the epoch.
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 3), state.step)
         return problem.step(state, teacher_variables, transform(key, batch))
 
-    return Distillation(init, step)
+    return Problem(init, step)

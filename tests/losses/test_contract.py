@@ -136,7 +136,7 @@ OTHERS: set[str] = {
     'standardize_logits',
     'top_k_logits',
     'top_k_soft_targets',
-    'update_memory',
+    'crd_update_memory',
 }
 ON_LOGITS = [name for name, case in CASES.items() if case.student == LOGITS]
 every_loss = pytest.mark.parametrize('name', list(CASES))

@@ -195,7 +195,7 @@ LABELS = np.array([3, 0, -1, 3, 7, 0, 3, -1, 3, 7, 0, 3])
 def test_negatives_are_of_other_classes_and_all_of_them_are_equally_likely(key):
     """Unlabelled examples have all negatives but themselves, and are negatives of all others."""
     indices, size = np.arange(len(LABELS)), 20_000
-    drawn = np.asarray(jax.jit(losses.negatives, static_argnums=3)(key, indices, losses.class_index(LABELS), size))
+    drawn = np.asarray(jax.jit(losses.crd_negatives, static_argnums=3)(key, indices, losses.class_index(LABELS), size))
     assert drawn.shape == (len(LABELS), size)
     for i, row in enumerate(drawn):
         others = np.flatnonzero((LABELS[i] != LABELS) | ((LABELS < 0) & (indices != i)))
@@ -207,16 +207,16 @@ def test_negatives_are_of_other_classes_and_all_of_them_are_equally_likely(key):
 
 def test_negatives_follow_the_indices_and_the_key(key):
     index = losses.class_index(LABELS)
-    drawn = losses.negatives(key, jnp.array([4, 4, 1]), index, 50)
+    drawn = losses.crd_negatives(key, jnp.array([4, 4, 1]), index, 50)
     assert not np.isin(LABELS[np.asarray(drawn[:2])], 7).any()
     assert not np.isin(LABELS[np.asarray(drawn[2])], 0).any()
     assert np.any(drawn[0] != drawn[1])
-    np.testing.assert_array_equal(losses.negatives(key, jnp.array([4, 4, 1]), index, 50), drawn)
+    np.testing.assert_array_equal(losses.crd_negatives(key, jnp.array([4, 4, 1]), index, 50), drawn)
     assert drawn.dtype == jnp.int32
 
 
 def test_two_classes_of_one_example_each_have_each_other(key):
-    drawn = losses.negatives(key, np.array([0, 1]), losses.class_index(np.array([5, 5000], np.uint16)), 3)
+    drawn = losses.crd_negatives(key, np.array([0, 1]), losses.class_index(np.array([5, 5000], np.uint16)), 3)
     np.testing.assert_array_equal(drawn, [[1, 1, 1], [0, 0, 0]])
 
 
@@ -225,7 +225,7 @@ def test_update_memory_moves_the_rows_of_the_batch_alone():
     indices = np.array([19, 0, 7])
     expected = bank.copy()
     expected[indices] = unit(0.3 * bank[indices] + 0.7 * unit(new))
-    updated = jax.jit(losses.update_memory)(bank, indices, new, momentum=0.3)
+    updated = jax.jit(losses.crd_update_memory)(bank, indices, new, momentum=0.3)
     np.testing.assert_allclose(updated, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(np.delete(updated, indices, 0), np.delete(bank, indices, 0))
 
@@ -234,14 +234,14 @@ def test_update_memory_leaves_the_rows_of_masked_examples():
     """Even of those that repeat a kept one, as padding of the last batch does."""
     bank, new = unit(draw(BANK, WIDTH)), draw(4, WIDTH, seed=1)
     where = np.array([True, True, False, False])
-    updated = losses.update_memory(bank, np.array([5, 2, 2, 0]), new, where=where)
-    np.testing.assert_array_equal(updated, losses.update_memory(bank, np.array([5, 2]), new[:2]))
+    updated = losses.crd_update_memory(bank, np.array([5, 2, 2, 0]), new, where=where)
+    np.testing.assert_array_equal(updated, losses.crd_update_memory(bank, np.array([5, 2]), new[:2]))
 
 
 def test_a_bank_may_be_sharded_over_its_rows_and_stays_so():
     bank, new, indices = unit(draw(24, WIDTH)), draw(8, WIDTH, seed=1), np.array([0, 3, 23, 11, 8, 7, 16, 15])
-    expected = losses.update_memory(bank, indices, new)
-    updated = jax.jit(losses.update_memory)(sharded(bank), *sharded((indices, new)))
+    expected = losses.crd_update_memory(bank, indices, new)
+    updated = jax.jit(losses.crd_update_memory)(sharded(bank), *sharded((indices, new)))
     assert updated.sharding.spec[0] == 'data'
     np.testing.assert_allclose(updated, expected, rtol=1e-6, atol=1e-7)
 
@@ -269,12 +269,12 @@ MEMORY = np.ones((BATCH, 2, WIDTH), np.float32)
         (lambda: losses.class_index(np.zeros(5)), r'class_index: labels must be integers \[examples\], got float64 \(5,\)'),
         (lambda: losses.class_index(np.zeros((5, 2), int)), r'class_index: labels must be integers'),
         (
-            lambda: losses.negatives(None, ONES[0], None, 1),
-            r'negatives: indices must be integers \[batch\], got float32 \(3,\)',
+            lambda: losses.crd_negatives(None, ONES[0], None, 1),
+            r'crd_negatives: indices must be integers \[batch\], got float32 \(3,\)',
         ),
         (
-            lambda: losses.update_memory(ONES, np.arange(2), ONES),
-            r'update_memory: embedding \(4, 3\) must be \[batch, channels\]',
+            lambda: losses.crd_update_memory(ONES, np.arange(2), ONES),
+            r'crd_update_memory: embedding \(4, 3\) must be \[batch, channels\]',
         ),
     ],
 )

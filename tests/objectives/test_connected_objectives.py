@@ -230,7 +230,7 @@ def expected():
     index = losses.class_index(CLASSES)
 
     def loss(params, student):
-        drawn = losses.negatives(jax.random.fold_in(state['crd']['key'], STEP), INDEX, index, NEGATIVES)
+        drawn = losses.crd_negatives(jax.random.fold_in(state['crd']['key'], STEP), INDEX, index, NEGATIVES)
         rows = jnp.concatenate([INDEX[:, None], drawn], axis=1)[MASK]
         keep = jax.random.bernoulli(jax.random.fold_in(state['masked_generation']['key'], STEP), 0.6, (BATCH, 4, 4, 1))
         values = by_hand(params, state, student, teacher, rows, jnp.float32(keep)[MASK])

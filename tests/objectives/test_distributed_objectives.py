@@ -72,8 +72,8 @@ def start(problem, batch):
     """A random state of training, with the labels as they are and nothing in the optimizers."""
     state = filled(jax.eval_shape(problem.init, jax.random.key(0), batch), 2)
     state.objective_state['crd'] |= {'classes': losses.class_index(LABELS)._asdict(), 'normalizers': jnp.zeros(2)}
-    empty = jax.tree.map(jnp.zeros_like, (state.step, state.optimizer, state.objective_optimizer))
-    state = state._replace(step=empty[0], optimizer=empty[1], objective_optimizer=empty[2])
+    empty = jax.tree.map(jnp.zeros_like, (state.step, state.opt_state, state.objective_opt_state))
+    state = state._replace(step=empty[0], opt_state=empty[1], objective_opt_state=empty[2])
     # Committed to its device as a restored state is, which then needs no program of its own.
     return jax.device_put(state, jax.devices()[0])
 

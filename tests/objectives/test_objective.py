@@ -268,9 +268,9 @@ def test_hyperparameters_keep_their_term_s_name_in_combinations():
 def test_metrics_are_sums_and_counts_whose_division_is_the_term():
     mask = jnp.array([True, False, True, False])
     loss, values = apply(0.5 * first + 2.0 * second, {'mask': mask})
-    assert values['first'] == metrics.Mean(7.0, 2.0)
-    assert values['first/weighted'] == metrics.Mean(3.5, 2.0)
-    assert values['second/weighted'] == metrics.Mean(10.0, 2.0)
+    assert values['first'] == metrics.Average(7.0, 2.0)
+    assert values['first/weighted'] == metrics.Average(3.5, 2.0)
+    assert values['second/weighted'] == metrics.Average(10.0, 2.0)
     np.testing.assert_array_equal(loss, 0.5 * 3.5 + 2.0 * 2.5)
     assert divided(values)['loss'] == loss
 
@@ -323,10 +323,10 @@ def test_a_batch_that_is_masked_out_gives_zero_and_zero_gradients():
 def test_scalars_are_taken_as_they_are_and_means_too():
     batch = {'mask': jnp.array([True, False, False, False])}
     scalar = objectives.from_function('scalar', lambda s, t, b: jnp.float32(7.0))
-    assert apply(scalar, batch)[1]['scalar'] == metrics.Mean(7.0, 1.0)
-    mean = objectives.from_function('mean', lambda s, t, b: metrics.Mean(jnp.float32(6.0), jnp.float32(4.0)))
+    assert apply(scalar, batch)[1]['scalar'] == metrics.Average(7.0, 1.0)
+    mean = objectives.from_function('mean', lambda s, t, b: metrics.Average(jnp.float32(6.0), jnp.float32(4.0)))
     loss, values = apply(2.0 * mean, batch)
-    assert values['mean'] == metrics.Mean(6.0, 4.0)
+    assert values['mean'] == metrics.Average(6.0, 4.0)
     np.testing.assert_array_equal(loss, 3.0)
 
 

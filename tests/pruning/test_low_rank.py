@@ -149,10 +149,10 @@ def test_thin_networks_are_quantized_as_any_others():
     variables = network.init(jax.random.key(0), IMAGES)
     thin, factors = pruning.factorize(network, variables, IMAGES, energy=0.6)
     rule = quantization.Rule(ranges='dynamic')
-    quantized = quantization.integer_variables(thin, rule, factors, IMAGES)
+    quantized = quantization.quantize_variables(thin, rule, factors, IMAGES)
     assert isinstance(quantized['params']['hidden0']['kernel']['left'], quantization.QuantizedArray)
     exact = thin.apply(factors, IMAGES)[0].logits
-    rounded = quantization.integer(thin, rule).apply(quantized, IMAGES)[0].logits
+    rounded = quantization.quantize_network(thin, rule).apply(quantized, IMAGES)[0].logits
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
 
 

@@ -105,7 +105,7 @@ NETWORK = networks.from_linen(nn.Dense(4))
 
 @pytest.mark.parametrize('rewound', [False, True])
 def test_students_of_a_sweep_are_pruned_too(rewound: bool) -> None:
-    def make(rate: jax.Array) -> training.Distillation:
+    def make(rate: jax.Array) -> training.Problem:
         pruned = pruning.prune(optax.sgd(rate, momentum=0.9), pruning.one_shot(0.5, 2))
         return training.supervised(NETWORK, objectives.hard_labels(), pruning.rewinding(pruned, 1) if rewound else pruned)
 
@@ -142,8 +142,8 @@ def test_saved_and_resumed_is_as_undisturbed(name: str, tmp_path: pathlib.Path) 
         manager.wait_until_finished()
         epoch, restored = training.restore_newest(manager, init(jax.random.key(1), BATCH))
     assert epoch == 0
-    pruned = ~np.broadcast_to(masks_of(restored.optimizer)['kernel'], (4, 4))
+    pruned = ~np.broadcast_to(masks_of(restored.opt_state)['kernel'], (4, 4))
     assert pruned.sum() == 4
     resumed = run(restored._replace(key=jax.random.key(2)), 4)
-    assert np.sum(~np.broadcast_to(masks_of(resumed.optimizer)['kernel'], (4, 4))) == 8
+    assert np.sum(~np.broadcast_to(masks_of(resumed.opt_state)['kernel'], (4, 4))) == 8
     jax.tree.map(np.testing.assert_array_equal, resumed._replace(key=None), undisturbed._replace(key=None))

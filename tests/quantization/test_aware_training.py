@@ -18,7 +18,7 @@ TEST = jnp.asarray(RNG.standard_normal((512, 8)), jnp.float32)
 MODULE = models.MLP((16,), classes=4)
 TEACHER = networks.from_linen(MODULE)
 RULE = Rule(4, 8, decay=0.9, freeze=150)
-STUDENT = quantization.fake_quantize(TEACHER, RULE)
+STUDENT = quantization.fake_quantize_network(TEACHER, RULE)
 OPTIMIZER = optax.adam(optax.cosine_decay_schedule(1e-2, 200))
 PROBLEM = training.distillation(STUDENT, TEACHER, objectives.soft_targets(temperature=2.0), OPTIMIZER)
 
@@ -47,11 +47,11 @@ def test_training_improves_on_rounding_afterwards(teacher: dict, rounded: dict) 
     before, after = divergence(rounded, teacher), divergence(state.variables, teacher)
     assert 0 < after < 0.65 * before
     # What it learned is worth as much in integers.
-    integers = quantization.integer_variables(TEACHER, RULE, state.variables, TEST)
-    served = quantization.integer(TEACHER, RULE).apply(integers, TEST)[0].logits
+    integers = quantization.quantize_variables(TEACHER, RULE, state.variables, TEST)
+    served = quantization.quantize_network(TEACHER, RULE).apply(integers, TEST)[0].logits
     logits = STUDENT.apply(state.variables, TEST)[0].logits
     assert np.mean(np.abs(served - logits) <= 1e-4 * np.max(np.abs(logits))) > 0.99
-    assert state.state['quantization']['steps'] == 200
+    assert state.model_state['quantization']['steps'] == 200
 
 
 def test_a_resumed_run_equals_an_undisturbed_one(teacher: dict, tmp_path: pathlib.Path) -> None:
@@ -65,8 +65,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(teacher: dict, tmp_path: pathli
     with training.checkpoint_manager(tmp_path) as manager:
         epoch, resumed = training.restore_newest(manager, PROBLEM.init(jax.random.key(1), BATCH))
     assert epoch == 3
-    assert resumed.state['quantization']['steps'] == 3
+    assert resumed.model_state['quantization']['steps'] == 3
     for _ in range(3):
         resumed, _ = PROBLEM.step(resumed, teacher, BATCH)
     jax.tree.map(np.testing.assert_array_equal, resumed._replace(key=0), state._replace(key=0))
-    assert np.all(np.isfinite(jax.tree.leaves(jax.tree.map(jnp.sum, resumed.state))))
+    assert np.all(np.isfinite(jax.tree.leaves(jax.tree.map(jnp.sum, resumed.model_state))))

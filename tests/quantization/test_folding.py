@@ -112,7 +112,7 @@ def test_quantization_per_tensor_then_rounds_less() -> None:
         'bias': jnp.zeros(4),
     }
     variables['batch_stats']['norm1'] = {'mean': jnp.zeros(4), 'var': sizes**2}
-    wanted, quantized = logits(network, variables), quantization.fake_quantize(network, rules)
+    wanted, quantized = logits(network, variables), quantization.fake_quantize_network(network, rules)
     folded = fold_batch_norm(network, variables, IMAGES)
     before, after = (np.linalg.norm(logits(quantized, v) - wanted) for v in (variables, folded))
     assert after < 0.25 * before
@@ -231,6 +231,6 @@ def test_a_network_without_batch_norms_is_an_error() -> None:
 
 def test_weights_that_are_integers_already_are_an_error() -> None:
     network, variables = networks.from_linen(LinenLayers()), filled(LinenLayers(), IMAGES)
-    stored = quantization.integer_variables(network, Rule(ranges='dynamic'), variables, IMAGES)
-    with pytest.raises(ValueError, match='fold_batch_norm: weights are integers; fold them before integer_variables'):
+    stored = quantization.quantize_variables(network, Rule(ranges='dynamic'), variables, IMAGES)
+    with pytest.raises(ValueError, match='fold_batch_norm: weights are integers; fold them before quantize_variables'):
         fold_batch_norm(network, stored, IMAGES)

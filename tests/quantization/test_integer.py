@@ -84,7 +84,7 @@ def test_models_are_equal_in_integers(name: str) -> None:
         network, variables = networks.from_linen(MODULES[name]), filled(MODULES[name], IMAGES)
     rule = Rule()
     calibrated = quantization.calibrate(network, rule, variables, [IMAGES, -IMAGES])
-    integers = quantization.integer_variables(network, rule, calibrated, IMAGES)
+    integers = quantization.quantize_variables(network, rule, calibrated, IMAGES)
     assert 0 < assert_equal(network, rule, integers, IMAGES, variables) < 0.05
     ranges = paths.leaves_with_paths(calibrated['quantization']['ranges'])
     assert len({path.rsplit('/', 2)[0] for path in ranges}) == PRODUCTS[name]
@@ -141,7 +141,7 @@ def test_products_are_equal_in_integers(name: str, rule: Rule) -> None:
     rule = rule._replace(symmetric=rule.symmetric or name == 'weights convolved with inputs')
     inputs, variables = drawn(*shape), {'params': {'w': drawn(*weights)}}
     network = pure(function, variables['params'])
-    integers = quantization.integer_variables(network, rule, variables, inputs)
+    integers = quantization.quantize_variables(network, rule, variables, inputs)
     # Of 8 bits as the integers that are stored, of 4 as numbers.
     error = assert_equal(network, rule, integers if rule.weights == 8 else variables, inputs, variables)
     assert 0 < error < (0.02 if rule.weights == 8 else 0.2)
@@ -154,7 +154,7 @@ def test_integers_are_summed_in_32_bits() -> None:
     """The jaxpr of a dense layer multiplies int8 to int32, and sums of 20,000 largest products do not wrap around."""
     network = pure(lambda p, x: x @ p['w'], None)
     variables, inputs = {'params': {'w': jnp.ones((20_000, 1))}}, jnp.ones((1, 20_000))
-    quantized = quantization.integer(network, Rule(ranges='dynamic', symmetric=True))
+    quantized = quantization.quantize_network(network, Rule(ranges='dynamic', symmetric=True))
     np.testing.assert_allclose(quantized.apply(variables, inputs)[0].logits, 20_000, rtol=1e-6)
     text = str(jax.make_jaxpr(quantized.apply)(variables, inputs))
     assert 'preferred_element_type=int32' in text
@@ -168,7 +168,7 @@ def test_sums_of_convolutions_are_exact_to_the_last_integer(channels: int) -> No
     network = pure(lambda p, x: jax.lax.conv_general_dilated(x, p['w'], (1, 1), 'SAME', dimension_numbers=layout), None)
     kernel, image = np.full((1, 1, channels, 1), 127.0, np.float32), np.full((1, 1, 1, channels), 127.0, np.float32)
     kernel[0, 0, -1], image[0, 0, 0, -1] = 1.0, -1.0
-    quantized = quantization.integer(network, Rule(ranges='dynamic', symmetric=True))
+    quantized = quantization.quantize_network(network, Rule(ranges='dynamic', symmetric=True))
     found = jax.jit(quantized.apply)({'params': {'w': jnp.asarray(kernel)}}, jnp.asarray(image))[0].logits
     assert float(found.item()) == np.float32(127 * 127 * (channels - 1) - 1)
 
@@ -178,7 +178,8 @@ def test_a_product_of_one_quantized_operand_stays_in_floating_point(rule: Rule) 
     network = pure(lambda p, x: x @ p['w'], None)
     variables, inputs = {'params': {'w': drawn(6, 5)}}, drawn(4, 6)
     fake, integer = (
-        make(network, rule).apply(variables, inputs)[0].logits for make in (quantization.fake_quantize, quantization.integer)
+        make(network, rule).apply(variables, inputs)[0].logits
+        for make in (quantization.fake_quantize_network, quantization.quantize_network)
     )
     np.testing.assert_array_equal(fake, integer)
     assert np.any(fake != network.apply(variables, inputs)[0].logits)
@@ -189,9 +190,9 @@ def test_whole_networks_are_equal() -> None:
     module, inputs, rule = ScannedMLP(2, 6, classes=3), drawn(4, 5), Rule(4, ranges='static')
     network = networks.from_linen(module)
     variables = quantization.calibrate(network, rule, filled(module, inputs), [inputs])
-    integers = quantization.integer_variables(network, rule, variables, inputs)
-    wanted = quantization.fake_quantize(network, rule).apply(variables, inputs)[0].logits
-    for make in (quantization.fake_quantize, quantization.integer):
+    integers = quantization.quantize_variables(network, rule, variables, inputs)
+    wanted = quantization.fake_quantize_network(network, rule).apply(variables, inputs)[0].logits
+    for make in (quantization.fake_quantize_network, quantization.quantize_network):
         for stored in (variables, integers):
             np.testing.assert_allclose(make(network, rule).apply(stored, inputs)[0].logits, wanted, rtol=1e-5, atol=1e-5)
     kernel = integers['params']['layers']['dense']['kernel']
@@ -208,15 +209,15 @@ def test_weights_stay_in_floating_point_where_integers_would_change_them() -> No
 
     network, inputs = pure(function, params), drawn(3, 4)
     rules = {'left': None, '*': ASYMMETRIC}
-    stored = quantization.integer_variables(network, rules, {'params': params}, inputs)['params']
+    stored = quantization.quantize_variables(network, rules, {'params': params}, inputs)['params']
     assert [name for name, leaf in stored.items() if isinstance(leaf, QuantizedArray)] == ['dense', 'twice']
     assert 0 < assert_equal(network, rules, {'params': stored}, inputs, {'params': params}) < 0.05
     # Tied weights whose two uses need different scales.
     tied = pure(lambda p, x: jax.lax.dot_general(x @ p['w'], p['w'], (((1,), (1,)), ((), ()))), None)
     params = {'w': drawn(4, 4)}
-    kept = quantization.integer_variables(tied, ASYMMETRIC, {'params': params}, inputs)['params']['w']
+    kept = quantization.quantize_variables(tied, ASYMMETRIC, {'params': params}, inputs)['params']['w']
     np.testing.assert_array_equal(kept, params['w'])
-    per_tensor = quantization.integer_variables(tied, ASYMMETRIC._replace(per_channel=False), {'params': params}, inputs)
+    per_tensor = quantization.quantize_variables(tied, ASYMMETRIC._replace(per_channel=False), {'params': params}, inputs)
     assert isinstance(per_tensor['params']['w'], QuantizedArray)
 
 
@@ -233,10 +234,10 @@ def test_networks_in_half_precision_take_integers() -> None:
     module = nn.Sequential([nn.Conv(4, (3, 3), dtype=jnp.bfloat16), nn.relu, nn.Dense(3, dtype=jnp.bfloat16)])
     network, variables = networks.from_linen(module), filled(module, IMAGES)
     for rules in (ASYMMETRIC, {'layers_0/*': None, '*': ASYMMETRIC}):
-        stored = quantization.integer_variables(network, rules, variables, IMAGES)
+        stored = quantization.quantize_variables(network, rules, variables, IMAGES)
         outputs = [
             np.asarray(make(network, rules).apply(weights, IMAGES)[0].logits, np.float32)
-            for make in (quantization.fake_quantize, quantization.integer)
+            for make in (quantization.fake_quantize_network, quantization.quantize_network)
             for weights in (variables, stored)
         ]
         assert isinstance(stored['params']['layers_2']['kernel'], QuantizedArray)
@@ -254,11 +255,11 @@ def test_convolutions_that_integers_cannot_do_are_named() -> None:
         None,
     )
     variables, inputs = {'params': {'w': drawn(3, 2, 4)}}, drawn(4, 6, 2)
-    with pytest.raises(ValueError, match=r'^integer: w is a convolution with batch groups; give it no rule$'):
-        quantization.integer(batch_groups, ASYMMETRIC).apply(variables, inputs)
+    with pytest.raises(ValueError, match=r'^quantize_network: w is a convolution with batch groups; give it no rule$'):
+        quantization.quantize_network(batch_groups, ASYMMETRIC).apply(variables, inputs)
     function, shape, weights = FUNCTIONS['weights convolved with inputs']
-    with pytest.raises(ValueError, match=r'^integer: w convolves with activations; give it a symmetric rule$'):
-        quantization.integer(pure(function, None), ASYMMETRIC).apply({'params': {'w': drawn(*weights)}}, drawn(*shape))
+    with pytest.raises(ValueError, match=r'^quantize_network: w convolves with activations; give it a symmetric rule$'):
+        quantization.quantize_network(pure(function, None), ASYMMETRIC).apply({'params': {'w': drawn(*weights)}}, drawn(*shape))
 
 
 TYPES = {8: jnp.int8, 6: 'int6'}
@@ -285,5 +286,5 @@ def test_products_agree_with_those_of_qwix(kind: str, bits: int) -> None:
         with jax.numpy_dtype_promotion('standard'):
             wanted = qwix.conv_general_dilated(*theirs, **CONVOLUTION)
     rule = Rule(bits, bits, 'dynamic', symmetric=True, per_channel=False)
-    outputs, _ = quantization.integer(pure(function, None), rule).apply({'params': {'w': rhs}}, lhs)
+    outputs, _ = quantization.quantize_network(pure(function, None), rule).apply({'params': {'w': rhs}}, lhs)
     np.testing.assert_allclose(outputs.logits, wanted, rtol=1e-5, atol=1e-5)

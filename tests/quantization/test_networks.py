@@ -88,7 +88,7 @@ def test_outputs_are_those_of_rounded_operands(name: str) -> None:
     rule = RULES[name]
     seen = IMAGES[1] if rule.ranges == 'dynamic' else IMAGES.reshape(8, 6, 6, 2)
     variables = quantization.calibrate(CNN, rule, {'params': PARAMS}, IMAGES)
-    outputs, _ = jax.jit(quantization.fake_quantize(CNN, rule).apply)(variables, IMAGES[1])
+    outputs, _ = jax.jit(quantization.fake_quantize_network(CNN, rule).apply)(variables, IMAGES[1])
     wanted = expected(rule, IMAGES[1], seen)
     np.testing.assert_allclose(outputs.logits, wanted, rtol=1e-5, atol=1e-5)
     floating = np.asarray(CNN.apply(variables, IMAGES[1])[0].logits)
@@ -110,12 +110,12 @@ def test_scanned_layers_have_ranges_of_their_own() -> None:
         network = networks.from_linen(ScannedMLP(3, 5, 2, rematerialized))
         calibrated = quantization.calibrate(network, rule, variables, [inputs])
         assert calibrated['quantization']['ranges']['layers']['dense']['kernel']['lhs']['low'].shape == (3, 1, 1)
-        outputs, _ = jax.jit(quantization.fake_quantize(network, rule).apply)(calibrated, inputs)
+        outputs, _ = jax.jit(quantization.fake_quantize_network(network, rule).apply)(calibrated, inputs)
         np.testing.assert_allclose(outputs.logits, rounded, rtol=1e-5, atol=1e-5)
 
 
 def test_moving_averages_begin_with_the_first_batch_decay_and_freeze() -> None:
-    network = quantization.fake_quantize(DENSE, Rule(decay=0.75, freeze=2))
+    network = quantization.fake_quantize_network(DENSE, Rule(decay=0.75, freeze=2))
     variables = network.init(jax.random.key(0), jax.ShapeDtypeStruct((2, 2), jnp.float32))
     apply = jax.jit(network.apply, static_argnames='train')
     assert np.all(np.isnan(apply(variables, jnp.ones((2, 2)))[0].logits))
@@ -132,7 +132,7 @@ def test_moving_averages_begin_with_the_first_batch_decay_and_freeze() -> None:
 
 
 def test_gradients_pass_inside_the_range_and_stop_outside() -> None:
-    network = quantization.fake_quantize(DENSE, Rule(ranges='static'))
+    network = quantization.fake_quantize_network(DENSE, Rule(ranges='static'))
     variables = quantization.calibrate(DENSE, Rule(ranges='static'), DENSE.init(None, None), [jnp.array([[-1.0, 1.55]])])
     inputs = jnp.array([[0.5, 3.0], [-2.0, 0.0]])
 
@@ -150,15 +150,15 @@ def test_gradients_pass_inside_the_range_and_stop_outside() -> None:
 def test_first_matching_rule_counts_and_what_has_none_stays_bitwise() -> None:
     rules = {'filters': None, '*': Rule(ranges='dynamic'), 'head': Rule(2, ranges='dynamic')}
     variables = CNN.init(None, None)
-    quantized = quantization.fake_quantize(CNN, rules).apply(variables, IMAGES[0])[0].logits
+    quantized = quantization.fake_quantize_network(CNN, rules).apply(variables, IMAGES[0])[0].logits
     hidden = jnp.mean(nn.relu(convolve(IMAGES[0], PARAMS['filters'])), (1, 2))
     head = pure(lambda p, x: x @ p['head'], PARAMS)
-    alone = quantization.fake_quantize(head, Rule(ranges='dynamic')).apply(variables, hidden)[0].logits
+    alone = quantization.fake_quantize_network(head, Rule(ranges='dynamic')).apply(variables, hidden)[0].logits
     np.testing.assert_array_equal(quantized, alone)
-    untouched = quantization.fake_quantize(CNN, {'*': None}).apply(variables, IMAGES[0])[0].logits
+    untouched = quantization.fake_quantize_network(CNN, {'*': None}).apply(variables, IMAGES[0])[0].logits
     np.testing.assert_array_equal(untouched, CNN.apply(variables, IMAGES[0])[0].logits)
     # A name that no pattern matches has no rule.
-    only = quantization.fake_quantize(CNN, {'head': Rule(ranges='dynamic')}).apply(variables, IMAGES[0])[0].logits
+    only = quantization.fake_quantize_network(CNN, {'head': Rule(ranges='dynamic')}).apply(variables, IMAGES[0])[0].logits
     np.testing.assert_array_equal(only, alone)
 
 
@@ -168,7 +168,7 @@ def test_products_of_attention_are_quantized_by_name() -> None:
     network, variables = networks.from_linen(module, features=(query, key, scores)), filled(module, inputs)
     calibrated = quantization.calibrate(network, rules, variables, [inputs])
     assert list(calibrated['quantization']['ranges']['products']['0']) == ['lhs', 'rhs']
-    features = jax.jit(quantization.fake_quantize(network, rules).apply)(calibrated, inputs)[0].features
+    features = jax.jit(quantization.fake_quantize_network(network, rules).apply)(calibrated, inputs)[0].features
     # Nothing before them is quantized.
     rounded = [np.asarray(features[name], np.float64).swapaxes(1, 2) for name in (query, key)]
     rounded = [on_grid(x, x.min(), x.max(), 8, False) for x in rounded]
@@ -200,28 +200,28 @@ def test_mistakes_are_named_when_traced() -> None:
     )
     cases = [
         (
-            lambda: quantization.fake_quantize(CNN, {'tail': Rule()}),
+            lambda: quantization.fake_quantize_network(CNN, {'tail': Rule()}),
             "the pattern 'tail' matches no path; there are: filters, head",
         ),
         (
-            lambda: quantization.fake_quantize(CNN, Rule(ranges='static')),
+            lambda: quantization.fake_quantize_network(CNN, Rule(ranges='static')),
             'filters has no range; use the variables that `calibrate`',
         ),
-        (lambda: quantization.fake_quantize(CNN, Rule()), 'fake_quantize: filters has no range'),
+        (lambda: quantization.fake_quantize_network(CNN, Rule()), 'fake_quantize_network: filters has no range'),
         (
-            lambda: quantization.fake_quantize(CNN, Rule(ranges='fixed')),
+            lambda: quantization.fake_quantize_network(CNN, Rule(ranges='fixed')),
             'ranges must be one of moving_average, static, dynamic',
         ),
-        (lambda: quantization.fake_quantize(CNN, Rule(decay=1.5)), 'decay must be between 0 and 1, got 1.5'),
-        (lambda: quantization.fake_quantize(CNN, Rule(9)), 'bits must be between 2 and 8, got 9'),
-        (lambda: quantization.fake_quantize(CNN, {}), 'or there are no rules'),
-        (lambda: quantization.integer(CNN, Rule(ranges='static')), 'integer: filters has no range'),
+        (lambda: quantization.fake_quantize_network(CNN, Rule(decay=1.5)), 'decay must be between 0 and 1, got 1.5'),
+        (lambda: quantization.fake_quantize_network(CNN, Rule(9)), 'bits must be between 2 and 8, got 9'),
+        (lambda: quantization.fake_quantize_network(CNN, {}), 'or there are no rules'),
+        (lambda: quantization.quantize_network(CNN, Rule(ranges='static')), 'quantize_network: filters has no range'),
     ]
     for make, message in cases:
         with pytest.raises(ValueError, match=re.escape(message)) as raised:
             jax.eval_shape(make().apply, variables, IMAGES[0])
         assert '\n' not in str(raised.value)
     with pytest.raises(ValueError, match="products within 'while' are not supported"):
-        quantization.fake_quantize(loop, Rule(ranges='dynamic')).apply(loop.init(None, None), jnp.ones((2, 2)))
+        quantization.fake_quantize_network(loop, Rule(ranges='dynamic')).apply(loop.init(None, None), jnp.ones((2, 2)))
     with pytest.raises(ValueError, match='calibrate: there are no batches'):
         quantization.calibrate(CNN, Rule(), variables, [])

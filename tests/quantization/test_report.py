@@ -81,7 +81,7 @@ def test_attention_has_two_ranges_and_no_weights() -> None:
     assert probabilities[0] == 0 < probabilities[1] <= 1
     assert values[0] < 0 < values[1]
     assert 0 < site.output_error < 0.02
-    stored = quantization.integer_variables(network, Rule(ranges='dynamic'), variables, images)
+    stored = quantization.quantize_variables(network, Rule(ranges='dynamic'), variables, images)
     packed = quantization.report(network, Rule(ranges='dynamic'), stored, images)
     # Integers are on their grid already.
     assert all(site.weight_error is None or site.weight_error < 1e-6 for site in packed)

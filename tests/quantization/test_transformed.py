@@ -49,7 +49,9 @@ LINEN = networks.from_linen(LinenConvolutional())
 def test_linen_and_nnx_agree_in_outputs_and_state() -> None:
     variables = quantization.calibrate(LINEN, Rule(), filled(LinenConvolutional(), IMAGES[0]), IMAGES)
     results = [
-        jax.jit(quantization.fake_quantize(network, Rule()).apply, static_argnames='train')(variables, IMAGES[0], train=True)
+        jax.jit(quantization.fake_quantize_network(network, Rule()).apply, static_argnames='train')(
+            variables, IMAGES[0], train=True
+        )
         for network in (LINEN, networks.from_nnx(Convolutional))
     ]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *results)
@@ -59,7 +61,7 @@ def test_linen_and_nnx_agree_in_outputs_and_state() -> None:
 @pytest.fixture(scope='module')
 def student() -> tuple[Network, dict[str, Any], Callable[..., Any]]:
     """A quantized network, its variables, and a training step of plain gradient descent."""
-    network = quantization.fake_quantize(LINEN, Rule())
+    network = quantization.fake_quantize_network(LINEN, Rule())
     variables = quantization.calibrate(LINEN, Rule(), filled(LinenConvolutional(), IMAGES[0]), [IMAGES[0]])
 
     def step(variables: Any, inputs: jax.Array, network: Network = network) -> tuple[Any, jax.Array]:
@@ -107,7 +109,7 @@ def test_sweeps_train_the_students_that_train_alone(student: Any) -> None:
     network, variables, _ = student
     batch = {'inputs': IMAGES[0], 'labels': jnp.arange(4) % 3}
 
-    def problem(rate: Any) -> training.Distillation:
+    def problem(rate: Any) -> training.Problem:
         return training.supervised(network, objectives.hard_labels(), optax.sgd(rate))
 
     rates = jnp.array([0.5, 0.1])
@@ -117,5 +119,5 @@ def test_sweeps_train_the_students_that_train_alone(student: Any) -> None:
     alone, loss = problem(rates[1]).step(
         problem(rates[1]).init(jax.random.key(0), batch, student_variables=variables), {'params': {}}, batch
     )
-    assert_close(jax.tree.map(lambda x: x[1], (state.params, state.state)), (alone.params, alone.state))
+    assert_close(jax.tree.map(lambda x: x[1], (state.params, state.model_state)), (alone.params, alone.model_state))
     np.testing.assert_allclose(metrics.divide(measured['loss'])[1], metrics.divide(loss['loss']), rtol=1e-5)

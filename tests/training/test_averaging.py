@@ -8,7 +8,7 @@ import pytest
 import toy_problem
 
 from kdjax import networks, objectives, pruning, training
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 
 
 def trained(optimizer, steps=6):
@@ -86,9 +86,9 @@ def test_fit_validates_and_keeps_the_averages():
 
     def validate(variables):
         seen.append(jax.device_get(variables['params']))
-        return {'accuracy': Mean(float(len(seen)), 1.0)}
+        return {'accuracy': Average(float(len(seen)), 1.0)}
 
-    run = training.epoch(problem.distillation, batch_size=24)
+    run = training.in_memory_epoch(problem.distillation, batch_size=24)
     fitted = training.fit(
         run,
         problem.start(),

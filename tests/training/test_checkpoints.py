@@ -36,11 +36,11 @@ def state_after(step):
     return training.TrainState(
         step=jnp.int32(step),
         params=params,
-        state={'seen': jnp.arange(6).reshape(2, 3) + step},
-        optimizer=(jnp.uint8(step), jnp.array([True, False])),
+        model_state={'seen': jnp.arange(6).reshape(2, 3) + step},
+        opt_state=(jnp.uint8(step), jnp.array([True, False])),
         objective_params={},
         objective_state={},
-        objective_optimizer=(),
+        objective_opt_state=(),
         key=jax.random.key(step),
     )
 
@@ -216,7 +216,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
     def fit(devices, epochs, **more):
         mesh = training.data_parallel(jax.devices()[:devices])
         state, examples = training.replicate(mesh, (problem.init(jax.random.key(0), data), data))
-        run = training.epoch(problem, batch_size=16, mesh=mesh)
+        run = training.in_memory_epoch(problem, batch_size=16, mesh=mesh)
         return training.fit(run, state, None, examples, epochs=epochs, progress=False, **more)
 
     whole, saved = fit(8, 3), None

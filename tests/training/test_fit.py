@@ -23,7 +23,7 @@ def problem():
 
 @pytest.fixture(scope='module')
 def one_epoch(problem):
-    return training.epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
+    return training.in_memory_epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
 
 
 def fit(problem, one_epoch, epochs, **more):
@@ -52,7 +52,7 @@ def recording_distillation():
 def test_every_example_is_seen_once_an_epoch(steps_per_dispatch):
     problem = recording_distillation()
     examples = {'inputs': 2.0 ** np.arange(12, dtype=np.float32)[:, None]}
-    run = training.epoch(problem, batch_size=4, steps_per_dispatch=steps_per_dispatch)
+    run = training.in_memory_epoch(problem, batch_size=4, steps_per_dispatch=steps_per_dispatch)
     state = problem.init(jax.random.key(0), examples)
     orders = []
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_every_example_is_seen_once_an_epoch(steps_per_dispatch):
 def test_steps_per_dispatch_changes_nothing(problem):
     ends = []
     for steps_per_dispatch in (1, 2, 4):
-        run = training.epoch(problem.distillation, batch_size=16, steps_per_dispatch=steps_per_dispatch)
+        run = training.in_memory_epoch(problem.distillation, batch_size=16, steps_per_dispatch=steps_per_dispatch)
         state, _ = run(problem.start(), problem.teacher_variables, problem.data)
         ends.append(host(state).params)
     chex.assert_trees_all_close(*ends, rtol=1e-4, atol=1e-4)
@@ -81,7 +81,9 @@ def test_augmentation_depends_on_key_epoch_and_index_alone():
     examples = {'inputs': np.zeros((8, 1), np.float32)}
     totals = []
     for batch_size in (1, 2, 8):
-        run = training.epoch(problem, batch_size=batch_size, augment=lambda key, x: x + jax.random.uniform(key, x.shape))
+        run = training.in_memory_epoch(
+            problem, batch_size=batch_size, augment=lambda key, x: x + jax.random.uniform(key, x.shape)
+        )
         state, sums = problem.init(jax.random.key(0), examples), []
         for _ in range(2):
             state, measured = run(state, {}, examples)
@@ -95,9 +97,11 @@ def test_augmentation_depends_on_key_epoch_and_index_alone():
 def test_epoch_on_eight_devices_equals_one():
     problem = make(optimizer=optax.sgd(0.05, momentum=0.9))
     mesh = training.data_parallel()
-    alone, _ = training.epoch(problem.distillation, batch_size=16)(problem.start(), problem.teacher_variables, problem.data)
+    alone, _ = training.in_memory_epoch(problem.distillation, batch_size=16)(
+        problem.start(), problem.teacher_variables, problem.data
+    )
     state, teacher_variables, examples = training.replicate(mesh, (problem.start(), problem.teacher_variables, problem.data))
-    run = training.epoch(problem.distillation, batch_size=16, mesh=mesh)
+    run = training.in_memory_epoch(problem.distillation, batch_size=16, mesh=mesh)
     together, _ = run(state, teacher_variables, examples)
     chex.assert_trees_all_close(host(alone).params, host(together).params, rtol=1e-5, atol=1e-5)
 
@@ -134,7 +138,7 @@ def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
     def validate(variables):
         accuracy = next(accuracies)
         kept[accuracy] = jax.device_get(variables)
-        return {'accuracy': metrics.Mean(accuracy, 1.0)}
+        return {'accuracy': metrics.Average(accuracy, 1.0)}
 
     result = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
     assert result.best_epoch == 2
@@ -147,7 +151,7 @@ def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
 
 def test_of_equally_good_epochs_the_last_is_best_however_the_run_was_reached(problem, one_epoch, tmp_path):
     def validate(variables):
-        return {'accuracy': metrics.Mean(0.5, 1.0)}
+        return {'accuracy': metrics.Average(0.5, 1.0)}
 
     fresh = fit(problem, one_epoch, 4, directory=tmp_path / 'c', validate=validate)
     found = fit(problem, one_epoch, 4, directory=tmp_path / 'c', validate=validate)
@@ -155,7 +159,7 @@ def test_of_equally_good_epochs_the_last_is_best_however_the_run_was_reached(pro
     chex.assert_trees_all_equal(jax.device_get(fresh.best_variables), jax.device_get(found.best_variables))
 
 
-@pytest.mark.parametrize('measured', [{'accuracy': metrics.Mean(np.nan, 1.0)}, {'nll': metrics.Mean(1.0, 1.0)}])
+@pytest.mark.parametrize('measured', [{'accuracy': metrics.Average(np.nan, 1.0)}, {'nll': metrics.Average(1.0, 1.0)}])
 def test_a_monitor_that_is_missing_or_not_finite_is_an_error(problem, one_epoch, measured):
     with pytest.raises(ValueError, match="the metric 'accuracy' of epoch 1 is missing or not finite"):
         fit(problem, one_epoch, 2, validate=lambda variables: measured)
@@ -172,7 +176,7 @@ def test_an_epoch_that_is_stopped_goes_on_where_it_stands(steps_per_dispatch):
     """`stop` is asked after every dispatch; the parts are the whole, example by example."""
     problem = recording_distillation()
     examples = {'inputs': 2.0 ** np.arange(12, dtype=np.float32)[:, None]}
-    run = training.epoch(problem, batch_size=2, steps_per_dispatch=steps_per_dispatch)
+    run = training.in_memory_epoch(problem, batch_size=2, steps_per_dispatch=steps_per_dispatch)
     _, whole = run(problem.init(jax.random.key(0), examples), {}, examples)
     state, parts = problem.init(jax.random.key(0), examples), []
     for stops in (1, 7):
@@ -188,7 +192,7 @@ def test_two_runs_of_one_seed_are_equal_bit_for_bit(problem, one_epoch, tmp_path
     runs = []
     for name in ('one', 'other'):
         # Compiled anew, with augmentation, dropout and checkpoints.
-        again = training.epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
+        again = training.in_memory_epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
         runs.append(fit(problem, again, 2, directory=tmp_path / name, log=tmp_path / f'{name}.jsonl', name='run'))
     chex.assert_trees_all_equal(host(runs[0].state), host(runs[1].state))
     assert (tmp_path / 'one.jsonl').read_text() == (tmp_path / 'other.jsonl').read_text()
@@ -232,7 +236,7 @@ def test_checkpoint_of_another_model_is_refused_and_left_alone(problem, one_epoc
     flat = {'inputs': problem.data['inputs'].reshape(72, -1), 'labels': problem.data['labels']}
     with pytest.raises(ValueError, match=r'is of another model or recipe: .* choose another folder'):
         training.fit(
-            training.epoch(other, batch_size=8),
+            training.in_memory_epoch(other, batch_size=8),
             other.init(jax.random.key(0), flat),
             None,
             flat,
@@ -264,16 +268,16 @@ def test_non_finite_term_of_a_nested_objective_is_named():
     examples = {'inputs': np.array([[1.0], [-1.0]], np.float32), 'labels': np.zeros(2, np.int32)}
     state = problem.init(jax.random.key(0), examples)
     with pytest.raises(training.NonFiniteLossError, match=r'from term outer/bad; no checkpoints are kept'):
-        training.fit(training.epoch(problem, batch_size=2), state, None, examples, epochs=1)
+        training.fit(training.in_memory_epoch(problem, batch_size=2), state, None, examples, epochs=1)
 
 
 def test_bad_arguments(problem, one_epoch):
     with pytest.raises(ValueError, match='epochs and every must be at least 1, got 0 and 1'):
         fit(problem, one_epoch, 0)
     with pytest.raises(ValueError, match='batch_size must be at least 1'):
-        training.epoch(problem.distillation, batch_size=0)
+        training.in_memory_epoch(problem.distillation, batch_size=0)
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices'):
-        training.epoch(problem.distillation, batch_size=12, mesh=training.data_parallel())
+        training.in_memory_epoch(problem.distillation, batch_size=12, mesh=training.data_parallel())
     with pytest.raises(ValueError, match='the training split has 8 examples, fewer than one batch of 16'):
         one_epoch(problem.start(), problem.teacher_variables, {name: x[:8] for name, x in problem.data.items()})
 
@@ -298,7 +302,7 @@ def traced_once(problem):
 
 
 def test_a_run_with_validation_and_a_resume_traces_its_step_once(problem, tmp_path):
-    run = training.epoch(traced_once(problem), batch_size=16)
+    run = training.in_memory_epoch(traced_once(problem), batch_size=16)
     more = {'validate': validate_with(problem), 'directory': tmp_path}
     fit(problem, run, 2, **more)
     assert fit(problem, run, 4, **more).resumed_from == 2
@@ -306,6 +310,6 @@ def test_a_run_with_validation_and_a_resume_traces_its_step_once(problem, tmp_pa
 
 def test_another_batch_size_traces_the_step_again(problem):
     distillation = traced_once(problem)
-    fit(problem, training.epoch(distillation, batch_size=8), 1)
+    fit(problem, training.in_memory_epoch(distillation, batch_size=8), 1)
     with pytest.raises(AssertionError, match='traced > 1 times'):
-        fit(problem, training.epoch(distillation, batch_size=16), 1)
+        fit(problem, training.in_memory_epoch(distillation, batch_size=16), 1)

@@ -89,7 +89,7 @@ def test_an_experiment_of_two_hosts_writes_its_files_once(tmp_path):
 
 @pytest.fixture
 def joined(monkeypatch):
-    """What `join_hosts` asks of jax, without doing it; no launcher's variables are set."""
+    """What `initialize_distributed` asks of jax, without doing it; no launcher's variables are set."""
     calls = []
     for name in (*VARIABLES, 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'MEGASCALE_NUM_SLICES', 'TPU_WORKER_HOSTNAMES'):
         monkeypatch.delenv(name, raising=False)
@@ -99,13 +99,13 @@ def joined(monkeypatch):
 
 
 def test_a_process_alone_joins_nobody(joined, monkeypatch):
-    training.join_hosts()
+    training.initialize_distributed()
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
-    training.join_hosts()
+    training.initialize_distributed()
     for name, value in zip(VARIABLES, ('host:1234', '1', '0'), strict=True):
         monkeypatch.setenv(name, value)
-    training.join_hosts()
+    training.initialize_distributed()
     assert joined == []
 
 
@@ -120,7 +120,7 @@ def test_a_process_alone_joins_nobody(joined, monkeypatch):
 )
 def test_launchers_are_left_to_jax(joined, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    training.join_hosts()
+    training.initialize_distributed()
     assert joined == [()]
 
 
@@ -128,18 +128,18 @@ def test_variables_of_the_user_come_first(joined, monkeypatch):
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '16')
     for name, value in zip(VARIABLES, ('host:1234', '4', '3'), strict=True):
         monkeypatch.setenv(name, value)
-    training.join_hosts()
+    training.initialize_distributed()
     assert joined == [('host:1234', 4, 3)]
 
 
 def test_half_a_description_is_refused(joined, monkeypatch):
     monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
     with pytest.raises(ValueError, match='JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is missing'):
-        training.join_hosts()
+        training.initialize_distributed()
     for name, value in zip(VARIABLES, ('host:1234', 'two', '0'), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="must be numbers, got 'two' and '0'"):
-        training.join_hosts()
+        training.initialize_distributed()
 
 
 def test_a_launcher_that_jax_does_not_know_is_named(joined, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_launcher_that_jax_does_not_know_is_named(joined, monkeypatch):
     monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
     monkeypatch.setattr(jax.distributed, 'initialize', fail)
     with pytest.raises(ValueError, match=r'coordinator_address should be defined.*: set JAX_COORDINATOR_ADDRESS'):
-        training.join_hosts()
+        training.initialize_distributed()
 
 
 def test_one_host_writes_at_once():

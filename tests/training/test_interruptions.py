@@ -99,7 +99,7 @@ def test_other_batches_are_refused_within_an_epoch_and_after_it(tmp_path):
     for step in (4, 6):
         with pytest.raises(training.Preempted):
             interrupted.fit(tmp_path, asked_to_stop_after(step), epochs=5)
-        other = training.epoch(interrupted.problem, batch_size=7)
+        other = training.in_memory_epoch(interrupted.problem, batch_size=7)
         with pytest.raises(ValueError, match=r'of a run with batch_size 8, not 7: .* another folder'):
             interrupted.fit(tmp_path, other, epochs=5)
         fewer = {name: x[:33] for name, x in interrupted.data.items()}

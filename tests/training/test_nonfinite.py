@@ -105,8 +105,8 @@ def test_infinities_that_a_state_holds_on_purpose_stop_nothing():
     batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, jnp.int32)}
     state, measured = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
     assert float(measured['skipped'].total) == 0.0
-    assert np.isinf(host(state).optimizer[0]['kernel'][1:]).all()
-    assert np.isfinite(host(state).optimizer[0]['kernel'][0]).all()
+    assert np.isinf(host(state).opt_state[0]['kernel'][1:]).all()
+    assert np.isfinite(host(state).opt_state[0]['kernel'][0]).all()
 
 
 def test_one_student_of_a_sweep_is_skipped_alone():
@@ -137,7 +137,7 @@ def small():
 
 def test_fit_tolerates_as_many_skipped_steps_as_it_is_told(tmp_path):
     problem, state, data = small()
-    run = training.epoch(training.skip_nonfinite(problem), batch_size=4)
+    run = training.in_memory_epoch(training.skip_nonfinite(problem), batch_size=4)
     log = tmp_path / 'log.jsonl'
     fitted = training.fit(run, state, None, data, epochs=3, skip_nonfinite=3, log=log, progress=False)
     assert np.isfinite(host(fitted.state).params['kernel']).all()
@@ -148,7 +148,7 @@ def test_fit_tolerates_as_many_skipped_steps_as_it_is_told(tmp_path):
 
 def test_one_more_is_an_error_that_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     problem, state, data = small()
-    run = training.epoch(training.skip_nonfinite(problem), batch_size=4)
+    run = training.in_memory_epoch(training.skip_nonfinite(problem), batch_size=4)
     message = r'step 1?[0-9] is not finite, and no more steps may be skipped; the last good checkpoint is in'
     with pytest.raises(training.NonFiniteLossError, match=message) as raised:
         training.fit(run, state, None, data, epochs=4, skip_nonfinite=2, directory=tmp_path, progress=False)
@@ -177,6 +177,6 @@ def test_skipping_needs_a_problem_that_skips():
     problem, state, data = small()
     clean = {**data, 'inputs': np.nan_to_num(data['inputs'])}
     with pytest.raises(ValueError, match=r'skip_nonfinite needs an epoch of a problem that training\.skip_nonfinite made'):
-        training.fit(training.epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=1)
+        training.fit(training.in_memory_epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=1)
     with pytest.raises(ValueError, match='skip_nonfinite must be at least 0, got -1'):
-        training.fit(training.epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=-1)
+        training.fit(training.in_memory_epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=-1)

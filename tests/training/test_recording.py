@@ -63,7 +63,7 @@ def train(problem, teacher_variables, data, views=None):
     """The state after three epochs, and the losses of all steps."""
     batch = {name: array[:BATCH_SIZE] for name, array in data.items()}
     state = jax.jit(problem.init)(jax.random.key(0), batch if views is None else training.one_view(batch, 0))
-    run, all_losses = training.epoch(problem, batch_size=BATCH_SIZE, views=views), []
+    run, all_losses = training.in_memory_epoch(problem, batch_size=BATCH_SIZE, views=views), []
     for _ in range(3):
         state, measured = run(state, teacher_variables, data)
         all_losses += [float(some['loss'].total[0]) for some in measured]
@@ -233,9 +233,9 @@ def test_recordings_and_epochs_of_other_views_do_not_meet(small, variables):
     with pytest.raises(ValueError, match=r"from_recorded_logits needs batch\['teacher_logits'\]; the batch has inputs, labels"):
         train(problem, {}, DATA)
     with pytest.raises(ValueError, match='either augment or views'):
-        training.epoch(problem, batch_size=2, augment=shift, views=VIEWS)
+        training.in_memory_epoch(problem, batch_size=2, augment=shift, views=VIEWS)
     with pytest.raises(ValueError, match='the number of views must be at least 1, got 0'):
-        training.epoch(problem, batch_size=2, views=VIEWS._replace(number=0))
+        training.in_memory_epoch(problem, batch_size=2, views=VIEWS._replace(number=0))
 
 
 def linear(kernel):

@@ -92,10 +92,10 @@ def parts(leaf):
 def test_equals_one_device_in_every_array_and_keeps_its_layout(problem, teacher_variables, alone, fsdp, data):
     mesh = training.data_parallel(fsdp=fsdp)
     assert dict(mesh.shape) == {'data': data, 'fsdp': fsdp}
-    start = training.place(mesh, problem.init(jax.random.key(0), batch_at(0)))
+    start = training.shard(mesh, problem.init(jax.random.key(0), batch_at(0)))
     before = jax.tree.map(lambda leaf: leaf.sharding, start)
     state, losses = run(
-        training.distribute(mesh, problem), teacher_variables, 4, lambda tree: training.place(mesh, tree), start
+        training.distribute(mesh, problem), teacher_variables, 4, lambda tree: training.shard(mesh, tree), start
     )
     chex.assert_trees_all_close(host(alone[0]), host(state), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
@@ -108,7 +108,7 @@ def test_equals_one_device_in_every_array_and_keeps_its_layout(problem, teacher_
 
 
 def test_the_teacher_is_split_too(teacher_variables):
-    placed = training.place(training.data_parallel(fsdp=8), teacher_variables)
+    placed = training.shard(training.data_parallel(fsdp=8), teacher_variables)
     assert placed['params']['hidden']['kernel'].addressable_shards[0].data.shape == (128, 64)
     assert parts(placed['params']['head']['kernel']) == 1
 
@@ -118,17 +118,17 @@ def test_compiles_once(teacher_variables, caplog):
     counted = training.distribute(mesh, make_problem())
     start = counted.init(jax.random.key(0), batch_at(0))
     with jax.log_compiles():
-        run(counted, teacher_variables, 4, lambda tree: training.place(mesh, tree), start)
+        run(counted, teacher_variables, 4, lambda tree: training.shard(mesh, tree), start)
     assert sum(record.getMessage().startswith('Compiling jit(step)') for record in caplog.records) == 1
 
 
 def test_epochs_on_a_mesh_equal_one_device(problem, teacher_variables, caplog):
     mesh, ends = training.data_parallel(fsdp=4), []
     for where in (None, mesh):
-        epoch = training.epoch(problem, batch_size=BATCH, mesh=where, steps_per_dispatch=2)
+        epoch = training.in_memory_epoch(problem, batch_size=BATCH, mesh=where, steps_per_dispatch=2)
         state, teacher = problem.init(jax.random.key(0), batch_at(0)), teacher_variables
         if where is not None:
-            state, teacher = training.place(mesh, (state, teacher))
+            state, teacher = training.shard(mesh, (state, teacher))
         caplog.clear()
         with jax.log_compiles():
             for _ in range(2):
@@ -141,15 +141,15 @@ def test_epochs_on_a_mesh_equal_one_device(problem, teacher_variables, caplog):
 
 def test_saved_on_one_mesh_and_restored_on_another(problem, teacher_variables, alone, tmp_path):
     eight, four = training.data_parallel(fsdp=8), training.data_parallel(jax.devices()[:4], fsdp=2)
-    state, _ = run(training.distribute(eight, problem), teacher_variables, 2, lambda tree: training.place(eight, tree))
+    state, _ = run(training.distribute(eight, problem), teacher_variables, 2, lambda tree: training.shard(eight, tree))
     with training.checkpoint_manager(tmp_path) as manager:
         training.save(manager, 1, state)
         manager.wait_until_finished()
-        like = training.place(four, problem.init(jax.random.key(5), batch_at(0)))
+        like = training.shard(four, problem.init(jax.random.key(5), batch_at(0)))
         _, restored = training.restore_newest(manager, like)
     chex.assert_trees_all_equal(host(state), host(restored))
     assert restored.params['hidden']['kernel'].sharding == like.params['hidden']['kernel'].sharding
-    moved, _ = run(training.distribute(four, problem), teacher_variables, 2, lambda tree: training.place(four, tree), restored)
+    moved, _ = run(training.distribute(four, problem), teacher_variables, 2, lambda tree: training.shard(four, tree), restored)
     chex.assert_trees_all_close(host(alone[0]), host(moved), rtol=1e-5, atol=1e-5)
 
 
@@ -163,7 +163,7 @@ def test_evaluation_splits_its_batches_and_counts_every_example_once(problem, te
                 place(student_variables), examples, place(teacher_variables)
             )
         )
-        for place in (lambda tree: tree, lambda tree: training.place(mesh, tree))
+        for place in (lambda tree: tree, lambda tree: training.shard(mesh, tree))
     )
     for name, value in expected.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)
@@ -172,7 +172,7 @@ def test_evaluation_splits_its_batches_and_counts_every_example_once(problem, te
 def test_layout_comes_from_shapes_alone(problem):
     mesh = training.data_parallel(fsdp=8)
     shapes = jax.eval_shape(problem.init, jax.random.key(0), batch_at(0))
-    placed = training.place(mesh, problem.init(jax.random.key(0), batch_at(0)))
+    placed = training.shard(mesh, problem.init(jax.random.key(0), batch_at(0)))
     assert training.shardings(mesh, shapes) == jax.tree.map(lambda leaf: leaf.sharding, placed)
 
 
@@ -195,7 +195,7 @@ def test_the_longest_axis_that_divides_is_split(shape, spec):
 def test_a_mesh_with_data_alone_still_serves():
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
     assert training.shard_batch(mesh, batch_at(0))['inputs'].addressable_shards[0].data.shape == (BATCH // 8, 4, 4, 16)
-    assert training.place(mesh, jnp.ones((256, 256))).is_fully_replicated
+    assert training.shard(mesh, jnp.ones((256, 256))).is_fully_replicated
 
 
 def test_a_host_alone_has_the_whole_batch():

@@ -49,7 +49,7 @@ def test_gradient_with_respect_to_the_teacher_is_zero(problem):
 def test_everything_that_should_learn_changes(problem):
     start = jax.device_get(problem.start())
     end = jax.device_get(run(problem, 3)[0])
-    for name in ('params', 'state', 'objective_params'):
+    for name in ('params', 'model_state', 'objective_params'):
         for before, after in zip(jax.tree.leaves(getattr(start, name)), jax.tree.leaves(getattr(end, name)), strict=True):
             assert not np.array_equal(before, after), name
     assert end.step == 3
@@ -88,7 +88,7 @@ def test_one_device_equals_eight_in_every_array():
         batch = batch_of(problem) if not ends else training.shard_batch(mesh, batch_of(problem))
         for _ in range(5):
             state, _ = problem.distillation.step(state, teacher_variables, batch)
-        ends.append(jax.device_get(state._replace(key=0, objective_params=0, objective_optimizer=0)))
+        ends.append(jax.device_get(state._replace(key=0, objective_params=0, objective_opt_state=0)))
     chex.assert_trees_all_close(*ends, rtol=1e-5, atol=1e-5)
 
 

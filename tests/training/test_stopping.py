@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from kdjax import networks, objectives, training
-from kdjax.metrics import Mean
+from kdjax.metrics import Average
 
 PROBLEM = training.supervised(networks.from_linen(nn.Dense(3)), objectives.hard_labels(), optax.sgd(0.1))
-EPOCH = training.epoch(PROBLEM, batch_size=36)
+EPOCH = training.in_memory_epoch(PROBLEM, batch_size=36)
 RNG = np.random.default_rng(0)
 DATA = {'inputs': RNG.normal(size=(72, 4)).astype(np.float32), 'labels': RNG.integers(0, 3, 72).astype(np.int32)}
 
@@ -29,7 +29,7 @@ def run(values, **settings):
         if not any(np.array_equal(kernel, each) for each in seen):
             seen.append(kernel)
         number = next(i for i, each in enumerate(seen) if np.array_equal(kernel, each))
-        return {'accuracy': Mean(jnp.float32(values[number]), jnp.float32(1.0))}
+        return {'accuracy': Average(jnp.float32(values[number]), jnp.float32(1.0))}
 
     settings = {'target': 0.875, 'epochs': 5, 'progress': False, **settings}
     fitted = training.fit(EPOCH, start(), {}, DATA, validate=validate, **settings)

@@ -173,7 +173,7 @@ def test_examples_are_augmented_as_on_the_device(views):
     problem = training.supervised(NETWORK, objectives.from_function('mean', mean_input), optax.sgd(0.0))
     data = {'inputs': np.zeros((12, 3), np.float32)}
     totals = []
-    for make in (training.streaming_epoch, training.epoch):
+    for make in (training.streaming_epoch, training.in_memory_epoch):
         run, state = make(problem, batch_size=4, **how), jax.jit(problem.init)(jax.random.key(0), data)
         for _ in range(3):
             state, measured = run(state, {}, data)
@@ -211,7 +211,7 @@ def test_eight_devices_are_as_one(run, begin):
     mesh, state = training.data_parallel(), begin(jax.random.key(0), ARRAYS)
     data = {name: np.concatenate([array, array]) for name, array in ARRAYS.items()}
     alone, orders = train(training.streaming_epoch(PROBLEM, batch_size=8), jax.tree.map(jnp.copy, state), data, 1)
-    together, same = train(training.streaming_epoch(PROBLEM, batch_size=8, mesh=mesh), training.place(mesh, state), data, 1)
+    together, same = train(training.streaming_epoch(PROBLEM, batch_size=8, mesh=mesh), training.shard(mesh, state), data, 1)
     assert orders == same
     chex.assert_trees_all_close(host(alone).params, host(together).params, rtol=1e-5, atol=1e-6)
 

@@ -156,7 +156,9 @@ def test_it_goes_through_an_epoch(key):
     teacher = networks.from_linen(nn.Dense(3)).init(jax.random.key(1), BATCH['inputs'])
     state = students.init(key, BATCH)
     alone = row_of(state._replace(step=jnp.zeros(STUDENTS, jnp.int32), key=None), 2)._replace(key=jnp.copy(state.key))
-    epochs = [training.epoch(each, batch_size=2, steps_per_dispatch=2) for each in (students, linear(row_of(ROWS, 2)))]
+    epochs = [
+        training.in_memory_epoch(each, batch_size=2, steps_per_dispatch=2) for each in (students, linear(row_of(ROWS, 2)))
+    ]
     for _ in range(2):
         state, measured = epochs[0](state, teacher, BATCH)
         alone, alone_measured = epochs[1](alone, teacher, BATCH)

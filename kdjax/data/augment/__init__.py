@@ -2,9 +2,9 @@
 
 Each maker returns `augment(key, image) -> image` for an image [height, width, channels]; dtype and shape are kept. What moves
 pixels takes any dtype. What changes their values takes uint8, from 0 to 255, or floating point, from 0 to 1; results are
-rounded and clipped to that range. With a strength of 0 nothing changes. `training.epoch` calls it with a key made of the run's
-key, the epoch and the example's index, so that what an example looks like in an epoch does not depend on the batch it is in,
-and can be computed again.
+rounded and clipped to that range. With a strength of 0 nothing changes. Training calls it with a key made of the run's key,
+the epoch and the example's index, so that what an example looks like in an epoch does not depend on the batch it is in, and
+can be computed again.
 
 `mixup` alone is a function of a key and a batch, since it needs two examples: see `training.transform_batches`.
 """
