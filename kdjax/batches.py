@@ -1,12 +1,20 @@
-"""What kdjax means by a batch, or a data set: a dictionary of arrays with one number of examples."""
+"""What kdjax means by a batch, or a data set: a dictionary of pytrees of arrays with one leading axis of examples.
+
+    {'inputs': any pytree, 'labels': ..., 'mask': ..., 'weights': ..., more}
+
+*Positions* are examples times further axes: tokens [batch, length], pixels [batch, height, width]. `counts` and `weights_of` say
+which of them count and how much; objectives, metrics and whatever else reads a batch ask these two.
+"""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Batch = dict[str, Any]
-"""`{'inputs': ..., 'labels': ..., 'mask': ...}`. Labels are integers, negative for an example without a label; `mask` is
-true for the examples that count. Both are optional."""
+"""Labels are integers, negative where there is none. `mask` is true for the positions that exist, `weights` are floats by which
+they count; both are [batch], or [batch, positions]. All but the inputs are optional."""
 
 
 def check_batch(batch: Batch) -> None:
@@ -15,11 +23,88 @@ def check_batch(batch: Batch) -> None:
     >>> check_batch({'labels': 3})
     Traceback (most recent call last):
     ...
-    ValueError: a batch is a dictionary with 'inputs' and perhaps 'labels' and 'mask', got labels
+    ValueError: a batch is a dictionary with 'inputs' and perhaps 'labels', 'mask' and 'weights', got labels
     """
     if not isinstance(batch, dict) or 'inputs' not in batch:
         found = ', '.join(sorted(batch)) if isinstance(batch, dict) else type(batch).__name__
-        raise ValueError(f"a batch is a dictionary with 'inputs' and perhaps 'labels' and 'mask', got {found}")
-    sizes = {name: jax.tree.leaves(value)[0].shape[:1] for name, value in batch.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f'the arrays of a batch must have the same number of examples, got {sizes}')
+        raise ValueError(f"a batch is a dictionary with 'inputs' and perhaps 'labels', 'mask' and 'weights', got {found}")
+    sizes = {name: {np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)} for name, value in batch.items()}
+    found = set().union(*sizes.values())
+    if len(found) > 1 or found & {()}:
+        told = {name: sorted(own)[0] if len(own) == 1 else sorted(own) for name, own in sizes.items()}
+        raise ValueError(f'the arrays of a batch must have the same number of examples, got {told}')
+
+
+def count_examples(batch: Batch) -> int:
+    """The number of examples of a batch or a data set.
+
+    >>> count_examples({'inputs': {'tokens': np.zeros((5, 2)), 'types': np.zeros((5, 2))}})
+    5
+    """
+    return np.shape(jax.tree.leaves(batch['inputs'])[0])[0]
+
+
+def take_examples(batch: Batch, indices: Any) -> Batch:
+    """The examples with some indices, or in a slice, of every array.
+
+    >>> take_examples({'inputs': {'x': np.array([1, 2, 3])}}, slice(0, 2))
+    {'inputs': {'x': array([1, 2])}}
+    """
+    return jax.tree.map(lambda leaf: leaf[indices], batch)
+
+
+def counts(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
+    """Which values of this shape count: those whose position exists, by `batch['mask']`, and has a weight other than 0.
+
+    Values [batch, ...] of every position of the mask, or of more axes, count where the mask is true; values of fewer axes, one
+    for each example where the mask is of tokens, count where any of their positions does.
+
+    Returns:
+      Booleans with as many axes as `shape`, which broadcast to it; None where everything counts.
+
+    Raises:
+      ValueError: the mask is not boolean, the weights are not floating point, or their axes are not those of the values.
+
+    >>> print(counts({'mask': jnp.array([[True, False], [False, False]])}, (2,)))
+    [ True False]
+    """
+    found = [_fit('mask', batch['mask'], shape, jnp.any)] if 'mask' in batch else []
+    if 'weights' in batch:
+        found.append(_fit('weights', batch['weights'], shape, jnp.max) != 0)
+    return None if not found else found[0] if len(found) == 1 else found[0] & found[1]
+
+
+def weights_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
+    """By how much values of this shape count, `batch['weights']`, where they count; None where there are no weights.
+
+    Values of fewer axes than the weights have the largest weight of their positions: with equal weights, that weight.
+
+    Returns:
+      float32 with as many axes as `shape`, which broadcasts to it.
+
+    Raises:
+      ValueError: the weights are not floating point, or their axes are not those of the values.
+    """
+    return _fit('weights', batch['weights'], shape, jnp.max).astype(jnp.float32) if 'weights' in batch else None
+
+
+def counted_examples(batch: Batch) -> jax.Array | None:
+    """The examples [batch] of which any position counts; None where all do."""
+    named = [np.shape(batch[name])[:1] for name in ('mask', 'weights') if name in batch]
+    return counts(batch, named[0]) if named else None
+
+
+def _fit(name: str, array: Any, shape: tuple[int, ...], reduce: Any) -> jax.Array:
+    """A mask or weights, with the axes of values of a shape."""
+    array = jnp.asarray(array)
+    right = array.dtype == jnp.bool_ if name == 'mask' else jnp.issubdtype(array.dtype, jnp.floating)
+    if right and array.ndim > 0:
+        if array.shape == shape[: array.ndim]:
+            return array.reshape(*array.shape, *(1,) * (len(shape) - array.ndim))
+        if array.shape[: len(shape)] == shape:
+            return reduce(array, axis=tuple(range(len(shape), array.ndim)))
+    kind = 'boolean' if name == 'mask' else 'floating point'
+    raise ValueError(
+        f"batch['{name}'] must be {kind}, [batch] or [batch, positions] for values of shape {shape}, got {array.dtype} "
+        f'{array.shape}'
+    )
