@@ -2,8 +2,8 @@
 
     {'inputs': any pytree, 'labels': ..., 'mask': ..., 'weights': ..., more}
 
-*Positions* are examples times further axes: tokens [batch, length], pixels [batch, height, width]. `counts` and `weights_of` say
-which of them count and how much; objectives, metrics and whatever else reads a batch ask these two.
+*Positions* are examples times further axes: tokens [batch, length], pixels [batch, height, width]. `counts` and `weights_of`
+say which of them count and how much; objectives, metrics and whatever else reads a batch ask these two.
 """
 
 from typing import Any
