@@ -135,7 +135,7 @@ def main(config: Config) -> None:
     folder = pathlib.Path(config.teachers) / f'{config.teacher}-{settings}-{fingerprint:08x}'
     folder.mkdir(parents=True, exist_ok=True)
     taught_by = train(teaching, teacher, folder, 'teacher', 1000, dataset.train)
-    if taught_by.resumed_from == config.epochs:
+    if taught_by.resumed_from == config.epochs * steps:
         print(f'The teacher was found in {folder}')
     fitted: dict[str, list[training.Fitted]] = {'teacher': [taught_by]}
     teacher_variables = taught_by.best_variables

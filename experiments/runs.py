@@ -88,10 +88,10 @@ class Run(NamedTuple):
     """A training problem that is ready to run, compiled once for all seeds."""
 
     problem: training.Problem
-    epoch: training.Epoch
     epochs: int
     batch_size: int
     mesh: jax.sharding.Mesh
+    augment: Any
     skip_nonfinite: int
 
 
@@ -114,14 +114,11 @@ def prepare(
     """
     if skip_nonfinite < 0:
         raise ValueError(f'--skip-nonfinite must be at least 0, got {skip_nonfinite}')
-    if skip_nonfinite:
-        problem = training.skip_nonfinite(problem)
     training.steps_per_epoch(data, batch_size)
     jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
     number = math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
     mesh = training.data_parallel(jax.devices()[:number], fsdp=fsdp)
-    epoch = training.in_memory_epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
-    return Run(problem, epoch, epochs, batch_size, mesh, skip_nonfinite)
+    return Run(problem, epochs, batch_size, mesh, augment, skip_nonfinite)
 
 
 def train(
@@ -137,16 +134,16 @@ def train(
     every: int = 10,
 ) -> training.Fitted:
     """Trains for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
-    example = {key: value[: run.batch_size] for key, value in data.items()}
-    state = run.problem.init(jax.random.key(seed), example, student_variables=student_variables)
-    state, teacher_variables = training.shard(run.mesh, (state, teacher_variables or {}))
-    data = training.replicate(run.mesh, data)
     return training.fit(
-        run.epoch,
-        state,
-        teacher_variables,
+        run.problem,
         data,
+        teacher_variables,
+        key=jax.random.key(seed),
+        batch_size=run.batch_size,
         epochs=run.epochs,
+        mesh=run.mesh,
+        augment=run.augment,
+        student_variables=student_variables,
         validate=validate,
         every=every,
         directory=output / 'checkpoints' / name,

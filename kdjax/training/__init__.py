@@ -21,6 +21,8 @@ from kdjax.training.federated import client_mesh as client_mesh
 from kdjax.training.federated import client_updates as client_updates
 from kdjax.training.freezing import train_only as train_only
 from kdjax.training.hosts import initialize_distributed as initialize_distributed
+from kdjax.training.loaders import LoadedBatches as LoadedBatches
+from kdjax.training.loaders import loader_epoch as loader_epoch
 from kdjax.training.loop import Fitted as Fitted
 from kdjax.training.loop import NonFiniteLossError as NonFiniteLossError
 from kdjax.training.loop import fit as fit

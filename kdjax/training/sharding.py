@@ -172,7 +172,7 @@ def distribute(mesh: Mesh, problem: Problem) -> Problem:
         metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
         return jax.lax.with_sharding_constraint(state, shardings(mesh, state)), metrics
 
-    return Problem(init, step)
+    return problem._replace(init=init, step=step)
 
 
 def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
