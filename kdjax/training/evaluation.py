@@ -42,8 +42,9 @@ def evaluator(
 
     Returns:
       A function of the network's variables, the data, and the teacher's variables. Data is a dictionary of arrays
-      {'inputs', perhaps 'labels', 'mask', 'weights' and what else metrics need}, a `Source`, or an iterable of batches, which
-      are taken as they are. It returns the sums of every metric over all of them, in float64 on the host.
+      {'inputs', perhaps 'labels', 'mask', 'weights' and what else metrics need}, a `Source`, or an iterable of batches, such as
+      a loader or the iterator of a list, each of which is one step. It returns the sums of every metric over all of them, in
+      float64 on the host.
 
     Raises:
       ValueError: two metrics have one name, or, from the function: the data are empty, an entry that a metric needs is missing
