@@ -59,15 +59,16 @@ def from_nnx(
         return instance
 
     def describe() -> tuple[Any, ...]:
-        nonlocal owner, arguments, takes_rngs
         instance = make(jax.random.key(0))
-        owner = type(instance).__name__
-        arguments = call_arguments(instance, train_argument, maker='from_nnx', optional=True)
-        takes_rngs = 'rngs' in inspect.signature(instance).parameters
+        made.append(instance)
         return nnx.split(instance, nnx.RngState, ...)
 
-    owner, arguments, takes_rngs = '', None, False
+    made: list[nnx.Pytree] = []
     graph, streams, abstract = jax.eval_shape(describe)
+    template = made.pop()  # of which only types matter: its arrays are no longer there
+    owner = type(template).__name__
+    arguments = call_arguments(template, train_argument, maker='from_nnx', optional=True)
+    takes_rngs = 'rngs' in inspect.signature(template).parameters
     streams = nnx.to_flat_state(streams)
     # Every array as it will be put back: where in the module, the variable around it, and where in kdjax's dictionaries.
     layout = [(keys, leaf, _collection(leaf)) for keys, leaf in nnx.to_flat_state(abstract)]
@@ -123,7 +124,8 @@ def from_nnx(
             if path:
                 activations[path] = variable.get_value()[-1]
         outputs = as_outputs(result, select_features(features, activations, owner), owner)
-        # nnx.capture leaves what it captured on the module; it is no state.
+        # nnx.capture leaves what it captured on the module; it is no state. What the module has set anew is.
+        _mark_arrays(instance)
         after = to_variables(nnx.split(instance, nnx.RngState, nnx.Intermediate, ...)[3])
         return outputs, {name: value for name, value in after.items() if name != _PARAMS}
 
