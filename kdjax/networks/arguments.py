@@ -41,6 +41,8 @@ def call_arguments(module: Any, train_argument: TrainArgument, *, maker: str, op
     switches = _switches(parameters, train_argument, maker, owner, optional)
     if train_argument is None:
         _check_layers(module, maker)
+    if train_argument is None and not switches:
+        _check_attributes(module, maker)
 
     def arguments(inputs: Any, train: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, named = _bind(inputs, parameters, set(switches), owner)
@@ -91,8 +93,11 @@ def _may_switch(p: inspect.Parameter, optional: bool, by_name: bool) -> bool:
         return False
     boolean = isinstance(p.default, bool) or (p.default is _NONE and p.annotation in (bool, 'bool'))
     possible = boolean or (p.default is None and not optional) or (p.default is _NONE and p.annotation is _NONE)
-    words = set(re.sub('([A-Z])', r'_\1', p.name).lower().split('_'))
-    return (possible and bool(words & _WORDS)) or (boolean and not by_name)
+    return (possible and _is_like_a_switch(p.name)) or (boolean and not by_name)
+
+
+def _is_like_a_switch(name: str) -> bool:
+    return bool(_WORDS & set(re.sub('([A-Z])', r'_\1', name).lower().split('_')))
 
 
 def _check_layers(module: Any, maker: str) -> None:
@@ -102,10 +107,26 @@ def _check_layers(module: Any, maker: str) -> None:
     for i, layer in enumerate(module.layers):
         _check_layers(layer, maker)
         for p in _parameters(layer) if i and isinstance(layer, _MODULES) else ():
-            if isinstance(p.default, bool) and (p.name in _SWITCHES or _may_switch(p, optional=True, by_name=True)):
+            if isinstance(p.default, bool) and _is_like_a_switch(p.name):
                 raise ValueError(
                     f'{maker}: Sequential never sets {p.name} of {type(layer).__name__}, its layer {i}, in training: write a '
                     f'module that does, or say train_argument=() if it need not be set'
+                )
+
+
+def _check_attributes(module: Any, maker: str) -> None:
+    """Raises if a module is switched by an attribute, which nobody sets: NNX's `train()` sets but two."""
+    if isinstance(module, nn.Module):
+        own = [module]
+    else:
+        own = [each for _, each in nnx.iter_modules(module) if type(each).train is nnx.Module.train]
+    for each in own:
+        for name, value in vars(each).items():
+            handled = isinstance(each, nnx.Module) and name in ('deterministic', 'use_running_average')
+            if isinstance(value, bool) and _is_like_a_switch(name) and not handled:
+                raise ValueError(
+                    f'{maker}: attribute {name!r} of {type(each).__name__} may be the switch to training, and stays as it is: '
+                    f'make it an argument of __call__, or say train_argument=() if it has nothing to do with it'
                 )
 
 

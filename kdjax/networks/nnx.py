@@ -145,10 +145,6 @@ def _switch(instance: nnx.Pytree, method: str) -> None:
     """Sets a module to training or evaluation, or those within, where it does not know how."""
     modules = [instance] if hasattr(instance, method) else [module for _, module in nnx.iter_modules(instance)]
     for module in modules:
-        if not callable(getattr(module, method)):
-            raise ValueError(
-                f'{type(module).__name__}.{method} must be the method of nnx.Module, or one like it, not an attribute'
-            )
         getattr(module, method)()
 
 

@@ -265,6 +265,50 @@ def test_a_sequence_sets_the_switch_of_its_first_layer_and_refuses_those_it_cann
     sequence(rated, rated, ())
 
 
+class LinenAttribute(nn.Module):
+    is_train: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dropout(0.5, deterministic=not self.is_train)(nn.Dense(20)(x))
+
+
+class NnxAttribute(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.dense, self.training = nnx.Linear(4, 20, rngs=rngs), False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.dense(x) * (2 if self.training else 1)
+
+
+class NnxSwitched(NnxAttribute):
+    def train(self, **attributes: bool) -> None:
+        super().train(training=True, **attributes)
+
+    def eval(self, **attributes: bool) -> None:
+        super().eval(training=False, **attributes)
+
+
+def test_an_attribute_that_nobody_sets_is_an_error(key: jax.Array) -> None:
+    def within(*, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.Sequential(NnxAttribute(rngs=rngs), nnx.relu)
+
+    for make, name in [
+        (lambda **options: networks.from_linen(LinenAttribute(), **options), "'is_train' of LinenAttribute"),
+        (lambda **options: networks.from_nnx(NnxAttribute, **options), "'training' of NnxAttribute"),
+        (lambda **options: networks.from_nnx(within, **options), "'training' of NnxAttribute"),
+    ]:
+        with pytest.raises(
+            ValueError, match=f'attribute {name} may be the switch to training, and stays as it is: make it an argument'
+        ):
+            make()
+        make(train_argument=())
+    network = networks.from_nnx(NnxSwitched)
+    variables = network.init(key, jnp.ones((1, 4)))
+    logits = [network.apply(variables, jnp.ones((1, 4)), train=train)[0].logits for train in (False, True)]
+    np.testing.assert_allclose(logits[1], 2 * logits[0], rtol=1e-6)
+
+
 def test_the_switch_of_nnx_batch_norm_is_that_of_the_module_and_of_linen_is_named() -> None:
     networks.from_nnx(functools.partial(nnx.BatchNorm, 3))
     with pytest.raises(ValueError, match="argument 'use_running_average' of BatchNorm may be the switch"):

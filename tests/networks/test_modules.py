@@ -354,16 +354,3 @@ def test_nnx_modules_without_train_and_eval_and_with_streams_as_an_argument(key:
     one, other = (network.apply(variables, x, train=True, rng=rng)[0].logits == 0 for rng in jax.random.split(key))
     assert one.any()
     assert not np.array_equal(one, other)
-
-
-def test_an_attribute_that_hides_the_switch_of_nnx_is_an_error(key: jax.Array) -> None:
-    class Hidden(nnx.Module):
-        def __init__(self, *, rngs: nnx.Rngs):
-            self.head, self.train = nnx.Linear(4, 2, rngs=rngs), False
-
-        def __call__(self, x: jax.Array) -> jax.Array:
-            return self.head(x)
-
-    network = networks.from_nnx(Hidden)
-    with pytest.raises(ValueError, match=r'^Hidden.train must be the method of nnx.Module, or one like it, not an attribute$'):
-        network.apply(network.init(key, jnp.ones((1, 4))), jnp.ones((1, 4)), train=True)
