@@ -37,7 +37,8 @@ def from_linen(
       mutable: collections that may change with `train=False` too, and are returned in the state, such as `'cache'`; with
         `train=True` all may but the parameters.
       train_argument: a switch between training and evaluation of another name: the one that is True in training, or
-        `{'is_eval': False}`, what it is in training; `()` if the module has none.
+        `{'is_eval': False}`, what it is in training; `()` if the module has none. To be given too where a module hands the
+        switch on within its `**kwargs`, which does not show.
 
     Returns:
       The network. Its variables are the module's own collections, `'params'` among them.

