@@ -69,7 +69,7 @@ def test_gradients_are_accumulated_exactly_where_labels_are_missing_and_examples
     whole = learn(network(), objective, SIZE, optimizer)
     assert distance(variables()['params'], whole) > 0.1
     assert distance(learn(networks.in_parts(network(), 4), objective, SIZE, optimizer), whole) < 1e-6
-    assert distance(learn(network(), objective, SIZE // 4, optax.MultiSteps(optimizer, 4)), whole) > 0.01
+    assert distance(learn(network(), objective, SIZE // 4, optax.MultiSteps(optimizer, 4)), whole) > 0.1
 
 
 @pytest.mark.parametrize('wrap', [lambda network: network, networks.rematerialize])
