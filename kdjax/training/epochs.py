@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from kdjax.batches import Batch, check_batch, count_examples, take_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, in_view
+from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
 from kdjax.training.sharding import check_divisible, distribute
 from kdjax.training.step import Problem, TrainState
 
@@ -107,6 +107,7 @@ def in_memory_epoch(
         state: TrainState, teacher_variables: Variables | None, data: Batch, stop: Stop | None, begin: int, limit: int | None
     ) -> tuple[TrainState, list[dict[str, Average]]]:
         check_in_memory(data)
+        check_recorded(data, augment, views)
         steps = steps_per_epoch(data, batch_size)
         end = steps if limit is None else min(steps, begin % steps + limit)
         at_once = steps_per_dispatch or (1 if jax.default_backend() == 'cpu' else steps)

@@ -1,6 +1,5 @@
 """How data of any kind are fed to training: what `fit` has to know of them, and the epoch that suits them."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kdjax import paths
 from kdjax.batches import Batch, count_examples, take_examples
+from kdjax.training import fingerprints
 from kdjax.training.augmentation import Augment, Views, one_view
 from kdjax.training.epochs import Epoch, check_in_memory, in_memory_epoch, steps_per_epoch
 from kdjax.training.loaders import LoadedBatches, loader_epoch
@@ -143,7 +142,4 @@ def _digest(data: Any) -> str:
     examples = count_examples(data)
     small = isinstance(data, dict) and sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(data)) <= _DIGESTED
     some = np.arange(examples) if small else np.unique(np.linspace(0, examples - 1, min(examples, _SPREAD)).astype(int))
-    digest = hashlib.sha256()
-    for path, leaf in sorted(paths.leaves_with_paths(_examples(data, some)).items()):
-        digest.update(f'{path} {leaf.shape} {leaf.dtype}\n'.encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+    return fingerprints.of_arrays(_examples(data, some))[:16]

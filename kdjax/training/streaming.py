@@ -17,7 +17,7 @@ from kdjax import paths
 from kdjax.batches import Batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, in_view
+from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
 from kdjax.training.epochs import Epoch, Stop, cached, steps_per_epoch, stream
 from kdjax.training.sharding import check_divisible, distribute, shard_batch
 from kdjax.training.step import Problem, TrainState
@@ -120,6 +120,7 @@ def streaming_epoch(
     def run(
         state: TrainState, teacher_variables: Variables | None, data: Any, stop: Stop | None, begin: int, limit: int | None
     ) -> tuple[TrainState, list[dict[str, Average]]]:
+        check_recorded(data, augment, views)
         steps = steps_per_epoch(data, batch_size)
         seed = int(jax.random.bits(stream(state.key, 'shuffle')))
         batches = reading.pop((id(data), seed, begin), None)

@@ -334,10 +334,20 @@ def test_damaged_files_are_refused(small):
 def test_recordings_and_epochs_of_other_views_do_not_meet(small, variables):
     data = {**DATA, **training.recorded_teacher(small)}
     problem = alone(objectives.from_recorded_logits(FULL))
-    with pytest.raises(ValueError, match=r'teacher_logits \(8, 2, 10\) was not recorded with 3 views'):
+    with pytest.raises(ValueError, match='was recorded with other views: give those of the recording'):
         train(problem, {}, data, VIEWS._replace(number=3))
-    with pytest.raises(ValueError, match=r'recorded logits \(8, 2, 10\) do not fit .*training.one_view takes one'):
+    with pytest.raises(ValueError, match='was recorded with other views: give those of the recording'):
+        train(problem, {}, data, VIEWS._replace(key=jax.random.key(99)))
+    with pytest.raises(ValueError, match='was recorded with views: give the same views='):
         train(problem, {}, data)
+    with pytest.raises(ValueError, match='recorded of inputs that augment would change'):
+        training.fit(problem, data, key=jax.random.key(0), batch_size=2, epochs=1, augment=shift, progress=False)
+    # Logits that somebody else has recorded do not say of what.
+    theirs = {name: x for name, x in data.items() if name != 'recorded_views'}
+    with pytest.raises(ValueError, match=r'teacher_logits \(8, 2, 10\) was not recorded with 3 views'):
+        train(problem, {}, theirs, VIEWS._replace(number=3))
+    with pytest.raises(ValueError, match=r'recorded logits \(8, 2, 10\) do not fit .*training.one_view takes one'):
+        train(problem, {}, theirs)
     with pytest.raises(ValueError, match=r"from_recorded_logits needs batch\['teacher_logits'\]; the batch has inputs, labels"):
         train(problem, {}, DATA)
     with pytest.raises(ValueError, match='either augment or views'):
