@@ -160,7 +160,8 @@ def refuse_batch(inputs: Any, error: Exception) -> None:
     if isinstance(inputs, Mapping) and 'inputs' in inputs:
         reason = next(iter(str(error).splitlines()), '')
         raise ValueError(
-            f"the network does not take these inputs ({type(error).__name__}: {reason}); they look like a batch: give batch['inputs']"
+            f'the network does not take these inputs ({type(error).__name__}: {reason}); they look like a batch: '
+            "give batch['inputs']"
         ) from error
 
 

@@ -61,9 +61,9 @@ def matching(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
 def kernels(path: str, leaf: jax.Array) -> bool:
     """The arrays that are pruned and quantized unless said otherwise: those of two or more axes that no name says are vectors.
 
-    A stack of scanned layers has biases and scales of two axes, and so have the biases of attention, [heads, head_dim]. What is
-    named `b`, `offset`, `beta`, `gamma`, `mean` or `var`, or `...bias` or `...scale`, as in Flax and Haiku, is therefore left
-    alone. Tables of embeddings are picked: they are gathered, but often most of a network, and the head's kernel where it is tied.
+    Biases and scales of scanned layers have two axes, and so have the biases of attention, [heads, head_dim]. So what is named
+    `b`, `offset`, `beta`, `gamma`, `mean` or `var`, or `...bias` or `...scale`, as in Flax and Haiku, is left alone. Tables of
+    embeddings are picked: they are gathered, but often most of a network, and the head's kernel where they are tied.
     `pruning.product_kernels` asks the network rather than the names.
 
     >>> import jax.numpy as jnp

@@ -42,9 +42,9 @@ def prune(
     """Wraps an optimizer so that a growing share of the weights becomes, and stays, exactly zero.
 
     Each update lets `inner` take its step, renews the masks where the schedule asks for more sparsity, by the scores of the
-    weights as that step leaves them, and replaces the update of every pruned weight w by -w. It must be the last of a chain, or
-    what follows would change that -w (`check_outermost`). Masking gradients alone would not do: momentum gathered before a weight is pruned would move it off zero again. A
-    pruned weight does not come back.
+    weights as that step leaves them, and replaces the update of every pruned weight w by -w. It must be the last of a chain:
+    what follows would change that -w (`check_outermost`). Masking gradients alone would not do: momentum gathered before a
+    weight is pruned would move it off zero again. A pruned weight does not come back.
 
     Args:
       inner: the optimizer.
@@ -109,8 +109,8 @@ def prune(
 def check_outermost(opt_state: Any) -> None:
     """Checks that nothing in a chain comes after `prune`.
 
-    `optax.chain(prune(adam), optax.scale(0.5))` would halve the updates that take pruned weights to zero, and no weight would
-    get there. Wrappers, such as `optax.MultiSteps` or `training.average_parameters`, may stand around it, unless they change the
+    `optax.chain(prune(adam), optax.scale(0.5))` would halve the updates that take pruned weights to zero, and none would get
+    there. Wrappers, such as `optax.MultiSteps` or `training.average_parameters`, may stand around it, unless they change the
     updates: `optax.lookahead` and `optax.contrib.schedule_free` do, and are not found out.
 
     Args:
@@ -127,11 +127,15 @@ def check_outermost(opt_state: Any) -> None:
     ...
     ValueError: prune must be the last of a chain, or what follows keeps weights off zero: optax.chain(..., prune(...))
     """
-    children = [child for child in jax.tree.leaves(opt_state, is_leaf=lambda node: node is not opt_state) if child is not opt_state]
+    children = [
+        child for child in jax.tree.leaves(opt_state, is_leaf=lambda node: node is not opt_state) if child is not opt_state
+    ]
     # What the states of `optax.chain` and `optax.named_chain` are; those of wrappers are tuples with names, and none of these.
     is_chain = type(opt_state) in (tuple, collections.OrderedDict)
     if is_chain and any(map(_holds_prune, children[:-1])):
-        raise ValueError('prune must be the last of a chain, or what follows keeps weights off zero: optax.chain(..., prune(...))')
+        raise ValueError(
+            'prune must be the last of a chain, or what follows keeps weights off zero: optax.chain(..., prune(...))'
+        )
     for child in children:
         check_outermost(child)
 

@@ -28,8 +28,8 @@ def train_only(optimizer: optax.GradientTransformation, leaves: Leaves) -> optax
     What is frozen has no moments, is not decayed, and does not count in a norm that the optimizer clips by. Gradients still
     pass through frozen layers to those before them.
 
-    `training.distillation` keeps the state of a frozen layer too, the statistics of its batch norm (`keep_frozen_state`), so in
-    evaluation a frozen backbone computes bit for bit what it did. While training, its batch norms go on normalising by the batch.
+    `training.distillation` keeps the state of a frozen layer too, the statistics of its batch norm (`keep_frozen_state`): in
+    evaluation a frozen backbone computes bit for bit what it did. While training, it goes on normalising by the batch.
 
     Args:
       optimizer: any optimizer.

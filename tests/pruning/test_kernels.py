@@ -45,7 +45,7 @@ class Tied(nn.Module):
 
 
 def stacked(params: Any, x: jax.Array) -> jax.Array:
-    """Two layers in a scan, with names that say nothing; a norm's scale that an einsum multiplies by; and a depthwise filter."""
+    """Two layers in a scan, with scales that an einsum multiplies by, then a depthwise filter; the names say nothing."""
 
     def layer(x: jax.Array, own: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         one, two, three = own

@@ -341,7 +341,9 @@ def test_prune_is_outermost(name: str) -> None:
 def test_prune_before_something_else_in_a_chain_is_an_error(name: str) -> None:
     state = COVERED[name].init(linen_params())
     for found in (state, jax.eval_shape(COVERED[name].init, linen_params()), jax.jit(lambda x: x)(state)):
-        with pytest.raises(ValueError, match=r'^prune must be the last of a chain, or .* optax.chain\(\.\.\., prune\(\.\.\.\)\)$'):
+        with pytest.raises(
+            ValueError, match=r'^prune must be the last of a chain, or .* optax.chain\(\.\.\., prune\(\.\.\.\)\)$'
+        ):
             pruning.check_outermost(found)
 
 

@@ -59,7 +59,9 @@ def nested(layers: dict[str, float]) -> dict:
     return tree
 
 
-PARAMS = nested(dict.fromkeys(['backbone/conv/kernel', 'backbone/norm/scale', 'neck/norm/scale', 'neck/norm/bias', 'head/kernel'], 1.0))
+PARAMS = nested(
+    dict.fromkeys(['backbone/conv/kernel', 'backbone/norm/scale', 'neck/norm/scale', 'neck/norm/bias', 'head/kernel'], 1.0)
+)
 # Norms with parameters of their own; with none, whose layer is that around it; and state that is of no layer.
 FROZEN = ['batch_stats/backbone/norm/mean', 'batch_stats/backbone/bare/mean', 'cache/backbone/conv/kernel/range']
 ALIVE = ['batch_stats/neck/norm/mean', 'batch_stats/neck/bare/mean', 'batch_stats/bare/mean', 'quantization/ranges/head/kernel']
