@@ -123,6 +123,7 @@ def main(config: Config) -> None:
         title='Quickstart: distil, prune, quantize',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(BATCH_SIZE),
         notes=conclusion(rows),
         draw=figures.draw_accuracy,
     )
@@ -131,13 +132,13 @@ def main(config: Config) -> None:
 def conclusion(rows: list[reporting.Row]) -> str:
     """What the table shows, with the standard error of the difference."""
     by_name = {row.name: row for row in rows}
-    gain, error = reporting.difference(by_name['distilled'], by_name['student alone (few labels)'])
+    change, error = reporting.difference(by_name['distilled'], by_name['student alone (few labels)'])
     large, small = by_name['teacher'].size, by_name['distilled + pruned + int8'].size
     return (
-        f'With {FEW_LABELS} labels, distilling changes the accuracy of the student by {100 * gain:+.1f} points '
-        f'(standard error {100 * error:.1f}). The file to ship shrinks from {large:,} bytes for the teacher to {small:,}, '
-        f'{large / small:.0f} times. Pruned and int8 weights are smaller on disk; once loaded they run as float32, so latency '
-        'stays that of the student.'
+        f'With {FEW_LABELS} labels, distilling changes the accuracy of the student by '
+        f'{reporting.in_points(change, error, digits=1)}. The file to ship shrinks from {large:,} bytes for the teacher to '
+        f'{small:,}, {large / small:.0f} times. Pruned and int8 weights are smaller on disk; once loaded they run as float32, '
+        'so latency stays that of the student.'
     )
 
 

@@ -132,6 +132,7 @@ def main(config: Config) -> None:
         title=f'From {source.name} to {target.name} and back',
         dataset=source._replace(name=f'{source.name} and {target.name}', test=splits.test['source']),
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows),
     )
 

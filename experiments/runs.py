@@ -105,7 +105,7 @@ def prepare(
     skip_nonfinite: int = 0,
     fsdp: int = 1,
 ) -> Run:
-    """Makes a run on as many devices as divide the batch; with several hosts, on all of theirs.
+    """Makes a run on `devices_used(batch_size)` devices, and says so if these are not all.
 
     `fsdp` of them share one copy of large parameters, see `training.data_parallel`.
 
@@ -116,9 +116,19 @@ def prepare(
         raise ValueError(f'--skip-nonfinite must be at least 0, got {skip_nonfinite}')
     training.steps_per_epoch(data, batch_size)
     jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
-    number = math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
-    mesh = training.data_parallel(jax.devices()[:number], fsdp=fsdp)
+    used, there = devices_used(batch_size), jax.device_count()
+    if used < there:
+        say(
+            f'Training on {used} of {there} devices, as many as divide a batch of {batch_size}; '
+            f'batches of {-(-batch_size // there) * there} would use all'
+        )
+    mesh = training.data_parallel(jax.devices()[:used], fsdp=fsdp)
     return Run(problem, epochs, batch_size, mesh, augment, skip_nonfinite)
+
+
+def devices_used(batch_size: int) -> int:
+    """How many devices `prepare` trains on: as many as divide the batch; with several hosts, all of theirs."""
+    return math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
 
 
 def train(

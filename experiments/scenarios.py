@@ -106,5 +106,4 @@ def measure(
 def gain(rows: Sequence[reporting.Row], name: str, baseline: str) -> str:
     """The difference of two rows in points, with its standard error, as in '+1.2 points (standard error 0.3)'."""
     found = {row.name: row for row in rows}
-    change, error = reporting.difference(found[name], found[baseline])
-    return f'{100 * change:+.2f} points (standard error {100 * error:.2f})'
+    return reporting.in_points(*reporting.difference(found[name], found[baseline]))

@@ -12,6 +12,7 @@ from kdjax.batches import Batch, check_batch, take_examples
 from kdjax.metrics import Average, mean
 from kdjax.networks import Network, Outputs, Variables
 from kdjax.objectives import Objective
+from kdjax.training.freezing import keep_frozen_state
 
 
 class TrainState(NamedTuple):
@@ -165,7 +166,7 @@ def distillation(
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            model_state=new_state,
+            model_state=keep_frozen_state(opt_state, state.model_state, new_state),
             opt_state=opt_state,
             objective_params=optax.apply_updates(state.objective_params, objective_updates),
             objective_state=objective_state,
