@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from kdjax.batches import Batch, count_examples, take_examples
 from kdjax.training import fingerprints
-from kdjax.training.augmentation import Augment, Views, one_view
+from kdjax.training.augmentation import Augment, Views, check_recorded, one_view
 from kdjax.training.epochs import Epoch, check_in_memory, in_memory_epoch, steps_per_epoch
 from kdjax.training.loaders import LoadedBatches, loader_epoch
 from kdjax.training.sharding import check_divisible, replicate
@@ -88,6 +88,7 @@ def _of_examples(
     views: Views | None,
     workers: int,
 ) -> Feed:
+    check_recorded(data, augment, views)
     mapped = isinstance(data, dict) and any(isinstance(x, np.memmap) for x in jax.tree.leaves(data['inputs']))
     options = {'batch_size': batch_size, 'augment': augment, 'views': views, 'mesh': mesh}
     if isinstance(data, dict) and not mapped:
@@ -109,6 +110,7 @@ def _of_batches(
     problem: Problem, batches: LoadedBatches, batch_size: int | None, mesh: Mesh | None, augment: Augment | None
 ) -> Feed:
     example = batches.peek()
+    check_recorded(example, augment, None)
     found = count_examples(example)
     if batch_size not in (None, found):
         raise ValueError(

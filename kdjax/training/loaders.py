@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from kdjax.batches import Batch, check_batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.augmentation import Augment, augmented, check_recorded
+from kdjax.training.augmentation import Augment, augmented
 from kdjax.training.epochs import Epoch, Stop, cached, stream
 from kdjax.training.sharding import distribute, shard_batch
 from kdjax.training.step import Problem, TrainState
@@ -135,7 +135,6 @@ def loader_epoch(problem: Problem, *, augment: Augment | None = None, mesh: Mesh
     ) -> tuple[TrainState, list[dict[str, Average]]]:
         if limit is None and data.length is None:
             raise ValueError('a loader without a length has no epochs: give limit')
-        check_recorded(data.peek(), augment, None)
         data.seek(begin)
         left = None if data.length is None else data.length - begin % data.length
         metrics = []

@@ -12,6 +12,7 @@ from kdjax.batches import Batch, check_batch, take_examples
 from kdjax.metrics import Average, mean
 from kdjax.networks import Network, Outputs, Variables
 from kdjax.objectives import Objective
+from kdjax.pruning import check_outermost
 from kdjax.training.freezing import keep_frozen_state
 
 
@@ -86,7 +87,8 @@ def distillation(
       parameters, and, where the optimizer tells it as `optax.inject_hyperparams` does, `'learning_rate'`.
 
     Raises:
-      ValueError: from `init`: the objective needs what the networks or the batch lack, or shapes do not fit.
+      ValueError: from `init`: the objective needs what the networks or the batch lack, shapes do not fit, or `pruning.prune` is
+        not the last in its chain.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> from kdjax import networks, objectives
@@ -123,11 +125,13 @@ def distillation(
         shapes = jax.eval_shape(lambda x: x, batch)
         student_shapes, teacher_shapes = output_shapes(student_variables, shapes['inputs'])
         objective_params, objective_state = objective.init(objective_key, student_shapes, teacher_shapes, shapes)
+        opt_state = optimizer.init(params)
+        check_outermost(opt_state)
         state = TrainState(
             step=jnp.int32(0),
             params=params,
             model_state={name: value for name, value in student_variables.items() if name != 'params'},
-            opt_state=optimizer.init(params),
+            opt_state=opt_state,
             objective_params=objective_params,
             objective_state=objective_state,
             objective_opt_state=objective_optimizer.init(objective_params),
