@@ -68,12 +68,12 @@ class Progress:
         self._step += steps
         self._bar.update(steps)
 
-    def show(self, record: Mapping[str, Any]) -> None:
-        """Tells what an interval measured: the loss, and everything of a validation."""
+    def show(self, record: Mapping[str, Any], *, line: bool) -> None:
+        """Tells the loss, and everything of a validation: on the bar, or, if it is the end of an interval, as a line."""
         told = {key: x for key, x in record.items() if key in ('loss', 'learning_rate') or key.startswith('validation/')}
         if 'loss' in told:
             self._bar.set_postfix(loss=f'{told["loss"]:.4f}')
-        if self._lines:
+        if self._lines and line:
             numbers = ', '.join(f'{key} {x:.4g}' for key, x in told.items())
             speed = (self._step - self._begun) / max(time.monotonic() - self._since, 1e-9)
             tqdm.write(

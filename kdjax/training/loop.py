@@ -203,7 +203,7 @@ def fit(
                 while len(unread) > (0 if due or stopped else 1):
                     read, more = _read(*unread.pop(0), skip_nonfinite - skipped, directory)
                     skipped += more
-                    bar.show(record(_numbered(source, read)))
+                    bar.show(record(_numbered(source, read)), line=read['step'] in marks)
                 if not due and not stopped:
                     continue
                 _check_parameters(state, step, directory)
@@ -211,7 +211,7 @@ def fit(
                 if due and validate is not None:
                     measured = _numbers(validate(variables_of(state)))
                     told = {f'validation/{each}': x for each, x in measured.items() if np.ndim(x) == 0}
-                    bar.show(record(_numbered(source, {'step': step, **told})))
+                    bar.show(record(_numbered(source, {'step': step, **told})), line=True)
                     if not np.isfinite(measured.get(monitor, np.nan)):
                         raise ValueError(
                             f'fit: the metric {monitor!r} after step {step} is missing or not finite in {measured}'
