@@ -147,7 +147,7 @@ def _largest_integer(holds: Callable[[jax.Array], jax.Array], bits: int) -> jax.
 
     def refine(i: jax.Array, largest: jax.Array) -> jax.Array:
         # Under `jax_disable_jit` the loop's number is Python's own.
-        candidate = largest | (jnp.uint32(1) << (jnp.uint32(bits - 1) - jnp.asarray(i, jnp.uint32)))
+        candidate = largest | (jnp.uint32(1) << jnp.asarray(bits - 1 - i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, largest)
 
     return jax.lax.fori_loop(0, bits, refine, jnp.uint32(0))
