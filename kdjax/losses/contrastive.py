@@ -12,9 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 from kdjax.losses.relations import count, embeddings
 
 
+@on_any_mesh
 def info_nce(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -59,6 +61,7 @@ def info_nce(
     return -jnp.sum((own(similarities) + own(similarities.T)) / 2, where=where) / count(student, where)
 
 
+@on_any_mesh
 def crd(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -131,6 +134,7 @@ def crd(
     return total if where is None else jnp.where(where, total, 0.0)
 
 
+@on_any_mesh
 def crd_normalizer(
     embedding: ArrayLike,
     memory: ArrayLike,
@@ -208,6 +212,7 @@ def class_index(labels: ArrayLike) -> ClassIndex:
     return ClassIndex(*(jnp.asarray(column, jnp.int32) for column in columns))
 
 
+@on_any_mesh
 def crd_negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: int) -> jax.Array:
     """Draws examples of other classes for each example of a batch, uniformly and with replacement.
 
@@ -237,6 +242,7 @@ def crd_negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: i
     return index.order[jnp.where(drawn < starts, drawn, drawn + counts)]
 
 
+@on_any_mesh
 def crd_update_memory(
     bank: ArrayLike,
     indices: ArrayLike,

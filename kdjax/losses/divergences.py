@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def reverse_kl(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -48,6 +50,7 @@ def reverse_kl(
     return numerics.divergence(log_s, log_t, where)
 
 
+@on_any_mesh
 def jensen_shannon(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -96,6 +99,7 @@ def jensen_shannon(
     return jnp.where(inside, between, jnp.where(beta <= 0, forward, reverse))
 
 
+@on_any_mesh
 def skewed_kl(
     student: ArrayLike,
     teacher: ArrayLike,

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def gradient_reversal(x: ArrayLike, scale: ArrayLike = 1.0) -> jax.Array:
     """Returns `x` unchanged, and multiplies the gradient that comes back through it by `-scale`.
 
@@ -94,6 +96,7 @@ def reversal_schedule(steps: int, *, gamma: float = 10.0) -> Callable[[Any], jax
     return schedule
 
 
+@on_any_mesh
 def domain_discrimination(logits: ArrayLike, domains: ArrayLike) -> jax.Array:
     """Cross-entropy of a discriminator that names the domain of each example, per example.
 
@@ -125,6 +128,7 @@ def domain_discrimination(logits: ArrayLike, domains: ArrayLike) -> jax.Array:
     return jnp.where(domains >= 0, cost, 0.0)
 
 
+@on_any_mesh
 def domain_confusion(logits: ArrayLike) -> jax.Array:
     """How well a discriminator can tell the domains apart, for the features to minimise, per example.
 

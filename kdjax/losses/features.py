@@ -11,8 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of two activations of the same shape, per example.
 
@@ -43,6 +45,7 @@ def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: Array
     return numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
 
 
+@on_any_mesh
 def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of what was generated from a masked activation and the teacher's activation, per example.
 
@@ -74,6 +77,7 @@ def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1,
     return numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
 
 
+@on_any_mesh
 def attention_transfer(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -135,6 +139,7 @@ def attention_transfer(
     return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1.0)), 0.0)
 
 
+@on_any_mesh
 def hierarchical_context(
     student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -184,6 +189,7 @@ def hierarchical_context(
     return total / weights
 
 
+@on_any_mesh
 def channel_wise(
     student: ArrayLike,
     teacher: ArrayLike,

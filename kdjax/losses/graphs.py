@@ -9,9 +9,11 @@ from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
 from kdjax.losses.logits import logit_mse
+from kdjax.losses.meshes import on_any_mesh
 from kdjax.losses.relations import count, differences, embeddings, squared_distances
 
 
+@on_any_mesh
 def instance_graph(
     student: ArrayLike,
     teacher: ArrayLike,

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def decoupled_kd(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -69,6 +71,7 @@ def decoupled_kd(
     return jnp.square(temperature) * (alpha * target_class + beta * non_target_class)
 
 
+@on_any_mesh
 def normalized_kd(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -117,6 +120,7 @@ def normalized_kd(
     return target_class + jnp.asarray(gamma, jnp.float32) * jnp.square(temperature) * other_classes
 
 
+@on_any_mesh
 def weighted_soft_labels(
     student: ArrayLike,
     teacher: ArrayLike,

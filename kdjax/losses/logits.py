@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def soft_targets(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -57,6 +59,7 @@ def soft_targets(
     return jnp.square(jnp.asarray(temperature, jnp.float32)) * divergence
 
 
+@on_any_mesh
 def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of the logits, per example.
 
@@ -89,6 +92,7 @@ def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     return numerics.masked_mean(jnp.square(difference), -1, keep if where is None else keep & where)
 
 
+@on_any_mesh
 def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Cross-entropy of the student with the class that the teacher would choose, per example.
 
@@ -126,6 +130,7 @@ def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
     return values if where is None else jnp.where(jnp.any(where, axis=-1), values, 0.0)
 
 
+@on_any_mesh
 def dist(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -189,6 +194,7 @@ def dist(
     return jnp.square(temperature) * (beta * distance(1) + gamma * distance(0))
 
 
+@on_any_mesh
 def standardize_logits(
     logits: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:

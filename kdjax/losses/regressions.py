@@ -11,8 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import features, numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def vid(
     mean: ArrayLike, variance: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -52,6 +54,7 @@ def vid(
     return numerics.masked_mean(terms, tuple(range(1, terms.ndim)), where)
 
 
+@on_any_mesh
 def factor_transfer(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -110,6 +113,7 @@ def factor_transfer(
     return numerics.masked_mean(jnp.abs(normalized(student) - normalized(teacher)), (1, 2, 3), where)
 
 
+@on_any_mesh
 def activation_boundary(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -152,6 +156,7 @@ def activation_boundary(
     return jnp.sum(jnp.square(hinge), axis=tuple(range(1, hinge.ndim)), where=where)
 
 
+@on_any_mesh
 def overhaul(
     student: ArrayLike, teacher: ArrayLike, margin: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:

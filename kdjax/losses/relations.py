@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 # Numbers that one array over several anchors may hold at a time, in `map_anchors`: 4 MB in float32.
 _CHUNK = 2**20
 
 
+@on_any_mesh
 def similarity_preserving(
     student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -54,6 +56,7 @@ def similarity_preserving(
     return jnp.sum(jnp.square(similarities(teacher) - similarities(student))) / count(student, where) ** 2
 
 
+@on_any_mesh
 def pkt(
     student: ArrayLike, teacher: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -102,6 +105,7 @@ def pkt(
     return total / count(student, where) ** 2
 
 
+@on_any_mesh
 def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Difference of the distances between the examples, each network's in units of their mean, a scalar [25].
 
@@ -142,6 +146,7 @@ def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
     return jnp.sum(_huber(relative_distances(student) - relative_distances(teacher))) / count(student, where) ** 2
 
 
+@on_any_mesh
 def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Difference of the angles at which each example sees the others, a scalar [50].
 
@@ -185,6 +190,7 @@ def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     return jnp.sum(map_anchors(at_anchor, student, teacher), where=where) / count(student, where) ** 3
 
 
+@on_any_mesh
 def correlation_congruence(
     student: ArrayLike,
     teacher: ArrayLike,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import features, numerics
+from kdjax.losses.meshes import on_any_mesh
 
 # Below this share of the sum of the eigenvalues, float32 cannot tell an eigenvalue from 0.
 _RANK_TOLERANCE = 1e-6
@@ -17,6 +18,7 @@ _RANK_TOLERANCE = 1e-6
 _GAP_SQUARED = 1e-8
 
 
+@on_any_mesh
 def fsp(
     student_in: ArrayLike,
     student_out: ArrayLike,
@@ -80,6 +82,7 @@ def fsp(
     return jnp.mean(jnp.square(difference), axis=(1, 2))
 
 
+@on_any_mesh
 def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Maximum mean discrepancy of the two sets of channels, each channel a map of where it is active, per example.
 
@@ -120,6 +123,7 @@ def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayL
     return _einsum('c,bcd,d->b', weights, kernel, weights)
 
 
+@on_any_mesh
 def singular_vectors(
     student: ArrayLike, teacher: ArrayLike, *, rank: int = 1, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:

@@ -12,8 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Cosine distance between the hidden states of the same tokens, per example.
 
@@ -52,6 +54,7 @@ def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, whe
     return numerics.masked_mean(0.5 * jnp.sum(jnp.square(difference), axis=-1), -1, where)
 
 
+@on_any_mesh
 def attention_maps(
     student: ArrayLike, teacher: ArrayLike, *, variant: str = 'mean_square', where: ArrayLike | None = None
 ) -> jax.Array:
@@ -102,6 +105,7 @@ def attention_maps(
     return numerics.masked_mean(jnp.square(difference), (1, 2, 3), keep)
 
 
+@on_any_mesh
 def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Divergence of the relations between the values of an attention layer, per example.
 

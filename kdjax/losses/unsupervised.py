@@ -10,8 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def reconstruction(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Squared distance of an output from what it should reconstruct, per example.
 
@@ -42,6 +44,7 @@ def reconstruction(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wh
     return jnp.sum(jnp.square(student - teacher), axis=tuple(range(1, student.ndim)), where=where)
 
 
+@on_any_mesh
 def attention_distillation(
     student: ArrayLike, teacher: ArrayLike, *, variant: str = 'layer', axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -81,6 +84,7 @@ def attention_distillation(
     return jnp.square(product) + jnp.sum(jnp.square(student), axis=inner, where=where)
 
 
+@on_any_mesh
 def activation_size(features: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Squared norm of an activation, an objective for small ones, per example.
 
@@ -107,6 +111,7 @@ def activation_size(features: ArrayLike, *, where: ArrayLike | None = None) -> j
     return jnp.sum(jnp.square(features), axis=tuple(range(1, features.ndim)), where=where)
 
 
+@on_any_mesh
 def diversity(
     logits: ArrayLike,
     *,

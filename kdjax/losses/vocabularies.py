@@ -12,8 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def top_k_soft_targets(
     student: ArrayLike,
     top_logits: ArrayLike,
@@ -87,6 +89,7 @@ def top_k_soft_targets(
     return jnp.square(temperature) * numerics.divergence(log_t, log_s, kept)
 
 
+@on_any_mesh
 def top_k_logits(
     teacher: ArrayLike, k: int, *, temperature: ArrayLike = 4.0, axis: int = -1, where: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -131,6 +134,7 @@ def top_k_logits(
     return jnp.moveaxis(logits, -1, axis), jnp.moveaxis(indices.astype(jnp.int32), -1, axis), rest
 
 
+@on_any_mesh
 def subset_soft_targets(
     student: ArrayLike,
     teacher: ArrayLike,
