@@ -42,5 +42,18 @@ def on_any_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
     return on_mesh
 
 
+def varying_alike(arrays: Any) -> Any:
+    """The same tree of arrays, all varying over the axes of `shard_map` over which any of them does.
+
+    `jax.custom_vjp` and loops want types that agree, and this makes them: gradients of what was the same on all devices are
+    summed over them, as those of JAX's own functions are.
+    """
+    varying = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(arrays)]
+    union = frozenset().union(*varying)
+    leaves, structure = jax.tree.flatten(arrays)
+    cast = [jax.lax.pcast(x, tuple(sorted(union - own)), to='varying') for x, own in zip(leaves, varying, strict=True)]
+    return jax.tree.unflatten(structure, cast)
+
+
 def _mesh(x: jax.Array) -> jax.sharding.AbstractMesh:
     return jax.typeof(x).sharding.mesh
