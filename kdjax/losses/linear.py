@@ -110,7 +110,7 @@ def _linear_forward(
         log_s, log_t = (x - log_total for x, log_total in zip(scaled, log_totals, strict=True))
         return numerics.divergence(log_t, log_s), log_totals
 
-    # A block holds every blocks-th token, so that each device has its part already. A block of neighbours would be on one or two
+    # A block holds every blocks-th token, so that each device has its part already. A block of neighbours would be on a few
     # devices, and all would gather all hidden states.
     padded = [jnp.pad(x, ((0, blocks * size - tokens), (0, 0))) for x in hidden]
     results = jax.lax.map(block, tuple(x.reshape(size, blocks, x.shape[1]).swapaxes(0, 1) for x in padded))
