@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import numerics
+from kdjax.losses import meshes, numerics
 from kdjax.losses.features import average_pool
 
 Function = Callable[[jax.Array], jax.Array]
@@ -130,4 +130,4 @@ def _vjp(name: str, function: Function, inputs: jax.Array) -> tuple[jax.Array, C
     outputs, pullback = jax.vjp(lambda x: numerics.as_float32(name, function(x)), inputs)
     if outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
         raise ValueError(f'{name} must return [batch, classes] for inputs {inputs.shape}, got {outputs.shape}')
-    return outputs, pullback
+    return outputs, lambda cotangent: pullback(meshes.varying_alike((cotangent, outputs))[0])
