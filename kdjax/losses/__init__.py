@@ -13,6 +13,9 @@ Logits over the same classes, nothing else:
   `standardize_logits` before any of them.
 Logits and labels:
   `decoupled_kd`, `normalized_kd`, `weighted_soft_labels`.
+Several labels at a time, or numbers instead of classes:
+  `binary_labels`, and its teacher's form `binary_soft_targets`; `regression`, with `delta` for outliers, and
+  `bounded_regression`, where the teacher says when a student is good enough.
 A teacher that knows only some of the classes, or of whose logits only the largest were kept, or too many classes for logits:
   `subset_soft_targets`, `top_k_soft_targets`, `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
@@ -78,6 +81,10 @@ from kdjax.losses.relations import similarity_preserving as similarity_preservin
 from kdjax.losses.statistics import fsp as fsp
 from kdjax.losses.statistics import nst as nst
 from kdjax.losses.statistics import singular_vectors as singular_vectors
+from kdjax.losses.targets import binary_labels as binary_labels
+from kdjax.losses.targets import binary_soft_targets as binary_soft_targets
+from kdjax.losses.targets import bounded_regression as bounded_regression
+from kdjax.losses.targets import regression as regression
 from kdjax.losses.transformers import attention_maps as attention_maps
 from kdjax.losses.transformers import hidden_cosine as hidden_cosine
 from kdjax.losses.transformers import value_relations as value_relations

@@ -193,13 +193,13 @@ def test_inside_shard_map_each_device_has_the_loss_of_its_share(mesh, name):
 
 
 @pytest.mark.parametrize(
-    'name', ['decoupled_kd', 'pkt', 'rkd_distance', 'linear_soft_targets', 'top_k_logits', 'crd_negatives']
+    'name', ['decoupled_kd', 'similarity_preserving', 'rkd_distance', 'linear_soft_targets', 'top_k_logits', 'crd_negatives']
 )
 def test_without_jit_too(mesh, name):
     """Gradients without jit need `jax.set_mesh` for JAX's own functions."""
     values, gradients = whole(name)
     assert_near(LOSSES[name][1](*split(mesh, arrays(name))), values)
-    if name == 'pkt':
+    if name == 'similarity_preserving':
         with jax.set_mesh(mesh):
             assert_near(value_and_gradients(name)(*split(mesh, arrays(name))), (values, gradients))
 
