@@ -79,6 +79,11 @@ def linear_soft_targets(student, teacher, **options):
     return losses.linear_soft_targets(student, kernels[0], teacher, kernels[1], chunk=2, **options)
 
 
+def bounded_regression(student, teacher, **options):
+    """With targets at 0 and a student that is never good enough."""
+    return losses.bounded_regression(student, teacher, jnp.zeros(student.shape), margin=100.0, **options)
+
+
 CASES = {
     'soft_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'logit_mse': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
@@ -92,6 +97,8 @@ CASES = {
     'reverse_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'jensen_shannon': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'skewed_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'binary_soft_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'bounded_regression': Case((3, 6), (3, 6), (3,), (3, 6), 1, call=bounded_regression),
     'hint': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'attention_transfer': Case((3, 2, 4, 3), (3, 5, 4, 2), (3,), (3, 2, 4, 1), 2),
     'masked_generation': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
@@ -118,11 +125,12 @@ CASES = {
     'reconstruction': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'attention_distillation': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
 }
-# Losses to which the teacher's sign, or its largest logit's place, is all that counts, so that its gradient is zero.
-ON_SIGNS = {'activation_boundary', 'hard_targets'}
+# Losses to which the teacher's sign, or a comparison with it, is all that counts, so that its gradient is zero.
+ON_SIGNS = {'activation_boundary', 'bounded_regression', 'hard_targets'}
 # Public functions of kdjax.losses that are not losses of a student and a teacher; they have tests of their own.
 OTHERS: set[str] = {
     'activation_size',
+    'binary_labels',
     'class_index',
     'crd_negatives',
     'crd_normalizer',
@@ -134,6 +142,7 @@ OTHERS: set[str] = {
     'jacobian',
     'loss_gradient_attention',
     'overhaul_margin',
+    'regression',
     'reversal_schedule',
     'standardize_logits',
     'top_k_logits',
@@ -544,7 +553,7 @@ def test_labels_beyond_the_classes_are_refused_and_nan_where_traced(name, dtype)
     np.testing.assert_array_equal(np.isnan(values), [False, True, False])
 
 
-@pytest.mark.parametrize('name', [name for name in ON_LOGITS if name != 'logit_mse'])
+@pytest.mark.parametrize('name', [name for name in ON_LOGITS if name not in ('logit_mse', 'binary_soft_targets')])
 def test_a_single_logit_has_nothing_to_be_compared_with(name):
     one = np.ones((3, 1), np.float32)
     assert_refused(name, one, one, '(3, 1)', 'two classes or more', 'binary_labels', labels=np.zeros(3, np.int32))

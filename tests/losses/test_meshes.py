@@ -47,12 +47,19 @@ LOSSES = (
     )
     | table(
         *(BATCH, 5),
+        names=('binary_soft_targets', 'regression'),
+        call=lambda loss, s, t, y, w: loss(s, t, where=w[:, None]),
+    )
+    | table(
+        *(BATCH, 5),
         names=('decoupled_kd', 'normalized_kd', 'weighted_soft_labels'),
         call=lambda loss, s, t, y, w: loss(s, t, y),
     )
     | table(
         *(BATCH, 5),
         subset_soft_targets=lambda s, t, y, w: losses.subset_soft_targets(s, t[:, :2], [0, 3]),
+        binary_labels=lambda s, t, y, w: losses.binary_labels(s, jnp.clip(t, 0.0, 1.0), where=w[:, None]),
+        bounded_regression=lambda s, t, y, w: losses.bounded_regression(s, 2 * s, t),
         top_k_logits=lambda s, t, y, w: losses.top_k_logits(t, 3),
         top_k_soft_targets=lambda s, t, y, w: losses.top_k_soft_targets(s, t[:, :2], jnp.stack([y, 4 - y], 1) % 5, t[:, 2]),
         standardize_logits=lambda s, t, y, w: losses.standardize_logits(s),
