@@ -175,7 +175,7 @@ def distribute(mesh: Mesh, problem: Problem) -> Problem:
         metrics = jax.lax.with_sharding_constraint(metrics, _replicated(mesh))
         return jax.lax.with_sharding_constraint(state, shardings(mesh, state)), metrics
 
-    return Problem(init, step)
+    return problem._replace(init=init, step=step)
 
 
 def _automatic(mesh: Mesh) -> Mesh:
