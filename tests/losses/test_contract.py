@@ -362,7 +362,8 @@ def test_relations_are_those_of_the_kept_positions(name):
         np.testing.assert_array_equal(gradient[:, 3:], 0.0)
         np.testing.assert_array_equal(np.where(kept, 0.0, gradient[:, :3]), 0.0)
     if name != 'instance_graph':  # whose logits are a mean over positions
-        assert_same(compiled(name, *np.where(kept, sides, 0).astype(np.float32), where=np.any(where, axis=1)), expected)
+        values, *gradients = compiled(name, *np.where(kept, sides, 0).astype(np.float32), where=np.any(where, axis=1))
+        assert_same([values, *(np.where(kept, x, 0.0) for x in gradients)], expected)
     assert_refused(name, *sides, (4, 2), where=where[:, :2])
 
 
