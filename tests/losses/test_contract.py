@@ -305,6 +305,18 @@ def test_what_is_masked_has_no_influence_and_no_gradient(name, fill):
         np.testing.assert_array_equal(gradient[mask], 0.0)
 
 
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.teacher[1:2] == (5,) and len(case.teacher) == 4])
+def test_what_pooling_takes_to_masked_positions_alone_has_no_influence(name):
+    """The windows of two rows out of five are the first three and the last three."""
+    student, teacher = inputs(name)
+    where = everything(name)
+    where[:, 1] = False
+    expected = compiled(name, student, teacher, where=where)
+    student[:, 1] = teacher[:, 3:] = np.nan
+    for result, reference in zip(compiled(name, student, teacher, where=where), expected, strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
 @functools.partial(jax.jit, static_argnames='name')
 def jitted_values(name, student, teacher, labels, where):
     return call(name, student, teacher, labels, where=where)
