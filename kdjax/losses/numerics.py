@@ -119,7 +119,7 @@ def check_labels(loss: str, labels: ArrayLike, shape: tuple[int, ...], classes: 
 
 def of_labelled(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     """Values [...] of examples with labels [...]: exactly 0 where there is none, NaN where it lies beyond the classes."""
-    return jnp.where(labels < 0, 0.0, values * jnp.where(labels < classes, 1.0, jnp.nan))
+    return jnp.where(labels < 0, 0.0, jnp.where(labels < classes, values, jnp.nan))
 
 
 def check_indices(loss: str, name: str, indices: ArrayLike, size: int) -> jax.Array:
@@ -172,8 +172,7 @@ def log_zero(*logits: ArrayLike) -> float:
 
     A class that one network rules out costs as many times the other's probability.
     """
-    narrow = any(jnp.asarray(x).dtype == jnp.float16 for x in logits)
-    return _LOG_ZERO_FLOAT16 if narrow else LOG_ZERO
+    return _LOG_ZERO_FLOAT16 if any(jnp.result_type(x) == jnp.float16 for x in logits) else LOG_ZERO
 
 
 def log_softmax(
