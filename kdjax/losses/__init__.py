@@ -5,6 +5,12 @@ in, returns float32, and has finite values and gradients for finite logits, for 
 loss that is a sum over examples returns one value per example, and the caller writes `.mean()`; a loss on relations between
 the examples of a batch returns a scalar. No loss stops the gradient on the teacher's side.
 
+No loss makes a plausible number of what is none. NaN or an infinity that is kept gives NaN, but for logits at -inf, which rule
+out a class; behind a mask neither value nor gradient sees it. A negative label is no label, and costs exactly 0. Labels beyond
+the classes, indices beyond a bank, and hyperparameters out of range are a `ValueError` where they are known, as in a call
+outside `jit`; where they are traced, such labels and indices give NaN. Hyperparameters are scalars, and logits are of two
+classes or more. An empty batch gives an empty result, or 0.
+
 What to choose, by what there is to compare. Those marked (batch) return a scalar for the whole batch, the others one value
 per example.
 

@@ -24,8 +24,8 @@ def reverse_kl(
     """Kullback-Leibler divergence of the teacher's distribution from the student's, per example.
 
     Σ_c p_s(c) (log p_s(c) - log p_t(c)), with p = softmax(z / T). The student pays for what the teacher finds impossible, and
-    not for what it leaves out. A class that the teacher alone rules out costs 1e30 times the student's probability, or where
-    either is float16, 65504 times: the largest number of that dtype, so that the gradient is finite in it too.
+    not for what it leaves out. A class that the teacher alone rules out costs 1e30 times the student's probability; 1000 times
+    where either is float16, so that the gradient, which is of that size, is finite in a dtype that ends at 65504.
 
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.

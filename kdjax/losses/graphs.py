@@ -77,15 +77,15 @@ def instance_graph(
         raise ValueError(f'instance_graph: student {student.shape} and teacher {teacher.shape} must be [batch, classes]')
     numerics.check_scalars('instance_graph', edges=edges, transformations=transformations)
     batch, width = student.shape[0], math.prod(student.shape[1:])
-    shapes = [jnp.shape(layer) for layer in (*student_layers, *teacher_layers)]
-    if any(shape[:1] != (batch,) for shape in shapes):
+    pairs = [embeddings('instance_graph', s, t, axis, where)[:2] for s, t in zip(student_layers, teacher_layers, strict=True)]
+    if any(layer.shape[0] != batch for pair in pairs for layer in pair):
+        shapes = [jnp.shape(layer) for layer in student_layers]
         raise ValueError(f'instance_graph: layers {shapes} must have the {batch} examples of student {student.shape}')
-    layers = [embeddings('instance_graph', s, t, axis, where) for s, t in zip(student_layers, teacher_layers, strict=True)]
-    pairs, elements = [layer[:2] for layer in layers], None
+    elements = None
     if where is not None:
         elements = jnp.broadcast_to(numerics.leading_mask('instance_graph', where, student.shape), student.shape)
         elements = elements.reshape(batch, width)
-        where = layers[0][2]
+        where = numerics.leading_mask('instance_graph', where, (batch, 1))[:, 0]
     vertices = logit_mse(student.reshape(batch, width), teacher.reshape(batch, width), where=elements)
 
     kept = count(student, where)

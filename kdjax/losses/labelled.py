@@ -5,8 +5,6 @@ has none: it costs exactly 0 and teaches nothing, whatever its logits. A label b
 and NaN where it is traced.
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -73,7 +71,7 @@ def decoupled_kd(
     target_class = numerics.divergence(*(target_and_rest(x) for x in logits[::-1]))
     non_target_class = numerics.divergence(log_t, log_s, classes.others)
     alpha, beta = (jnp.asarray(x, jnp.float32) for x in (alpha, beta))
-    return classes.of_labelled(jnp.square(temperature) * (alpha * target_class + beta * non_target_class))
+    return _of_labelled(jnp.square(temperature) * (alpha * target_class + beta * non_target_class), classes)
 
 
 @on_any_mesh
@@ -124,7 +122,8 @@ def normalized_kd(
     target_class = _cross_entropy(log_t, log_s, classes.target)
     log_s, log_t = (numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
     other_classes = _cross_entropy(log_t, log_s, classes.others)
-    return classes.of_labelled(target_class + jnp.asarray(gamma, jnp.float32) * jnp.square(temperature) * other_classes)
+    values = target_class + jnp.asarray(gamma, jnp.float32) * jnp.square(temperature) * other_classes
+    return _of_labelled(values, classes)
 
 
 @on_any_mesh
@@ -171,20 +170,20 @@ def weighted_soft_labels(
     of_label = [-jnp.sum(numerics.log_softmax(x, where=classes.kept), axis=-1, where=classes.target) for x in logits]
     weight = jax.lax.stop_gradient(-jnp.expm1(-of_label[0] / (of_label[1] + 1e-7)))
     log_s, log_t = (numerics.log_softmax(x, temperature, classes.kept, classes.zero) for x in logits)
-    return classes.of_labelled(jnp.square(temperature) * weight * _cross_entropy(log_t, log_s, classes.kept))
+    return _of_labelled(jnp.square(temperature) * weight * _cross_entropy(log_t, log_s, classes.kept), classes)
 
 
 class _Classes(NamedTuple):
     """Masks of the shape of the logits: the labelled class, those other than it, and all, of those that are kept.
 
-    With the log probability of those at -inf, and the function that applies what the labels say of an example.
+    With the labels, and the log probability of classes at -inf.
     """
 
     target: jax.Array
     others: jax.Array
     kept: jax.Array
+    labels: jax.Array
     zero: float
-    of_labelled: Callable[[jax.Array], jax.Array]
 
 
 def _prepare(
@@ -206,8 +205,11 @@ def _prepare(
     logits = tuple(jnp.where(labels[..., None] < 0, 0.0, x) for x in (student, teacher))
     target = jax.nn.one_hot(labels, student.shape[-1], dtype=jnp.bool_)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
-    of_labelled = functools.partial(numerics.of_labelled, labels=labels, classes=student.shape[-1])
-    return logits, _Classes(target & kept, ~target & kept, kept, zero, of_labelled), jnp.asarray(temperature, jnp.float32)
+    return logits, _Classes(target & kept, ~target & kept, kept, labels, zero), jnp.asarray(temperature, jnp.float32)
+
+
+def _of_labelled(values: jax.Array, classes: _Classes) -> jax.Array:
+    return numerics.of_labelled(values, classes.labels, classes.kept.shape[-1])
 
 
 def _cross_entropy(log_p: jax.Array, log_q: jax.Array, where: jax.Array) -> jax.Array:

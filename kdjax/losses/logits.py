@@ -3,8 +3,8 @@
 They take logits `[..., classes]` (other layouts through `axis`), and need no more of the two networks than that they agree on
 the classes. All but `dist`, which compares examples, return one value per example. Classes at -inf are ruled out: where both
 networks rule out a class it does not count; a class that the student alone rules out costs 1e30 times the teacher's
-probability, 65504 times where either is float16, which is finite on purpose, as is the gradient in that dtype. NaN and +inf
-give NaN.
+probability, which is finite on purpose; 1000 times where either is float16, so that gradients are finite in that dtype too.
+NaN and +inf give NaN.
 """
 
 import jax

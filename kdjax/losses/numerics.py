@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 # Stands for log 0. With -inf, `0 * -inf` and `-inf - -inf` would put NaN into values and gradients; with this, products with a
 # probability of exactly zero are zero, and differences of two such logs are zero.
 LOG_ZERO = -1e30
+# The same for float16, which ends at 65504: the gradient is at most a quarter of it times temperatures and weights of the loss.
+_LOG_ZERO_FLOAT16 = -1e3
 # A class outside a mask ranks below one that is kept at log 0, so that a row of nothing but the latter is uniform over them.
 _LOG_MASKED = -1e32
 
@@ -117,7 +119,7 @@ def check_labels(loss: str, labels: ArrayLike, shape: tuple[int, ...], classes: 
 
 def of_labelled(values: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
     """Values [...] of examples with labels [...]: exactly 0 where there is none, NaN where it lies beyond the classes."""
-    return jnp.where(labels < 0, 0.0, values * jnp.where(labels < classes, 1.0, jnp.nan))
+    return jnp.where(labels < 0, 0.0, jnp.where(labels < classes, values, jnp.nan))
 
 
 def check_indices(loss: str, name: str, indices: ArrayLike, size: int) -> jax.Array:
@@ -168,10 +170,9 @@ def known(x: ArrayLike) -> np.ndarray | None:
 def log_zero(*logits: ArrayLike) -> float:
     """The log probability of a class at -inf, for `log_softmax`, such that gradients fit the dtypes of these logits.
 
-    A class that one network rules out costs as many times the other's probability, and the gradient is a quarter of that.
+    A class that one network rules out costs as many times the other's probability.
     """
-    narrow = any(jnp.asarray(x).dtype == jnp.float16 for x in logits)
-    return float(jnp.finfo(jnp.float16).min) if narrow else LOG_ZERO
+    return _LOG_ZERO_FLOAT16 if any(jnp.result_type(x) == jnp.float16 for x in logits) else LOG_ZERO
 
 
 def log_softmax(

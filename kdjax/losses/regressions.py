@@ -228,11 +228,11 @@ def overhaul_margin(mean: ArrayLike, standard_deviation: ArrayLike) -> jax.Array
             f'overhaul_margin: mean {mean.shape} and standard_deviation {deviation.shape} must have the same shape'
         )
     # Below -40 the density is 0 in float32, and above 3.09 the margin is -3σ: nothing has to be exact out there.
-    ratio = jnp.clip(mean / jnp.where(deviation > 0, deviation, 1.0), -40.0, 4.0)
+    ratio = jnp.clip(mean / numerics.nonzero(deviation), -40.0, 4.0)
     log_negative = jax.scipy.special.log_ndtr(-ratio)
     hazard = jnp.exp(jax.scipy.stats.norm.logpdf(ratio) - log_negative)
-    margin = jnp.where(log_negative > np.float32(np.log(1e-3)), mean - deviation * hazard, -3 * deviation)
-    return jnp.where(deviation > 0, margin, jnp.minimum(mean, 0.0))
+    margin = jnp.where(log_negative <= np.float32(np.log(1e-3)), -3 * deviation, mean - deviation * hazard)
+    return jnp.where(deviation == 0, jnp.minimum(mean, 0.0), margin)
 
 
 def _per_channel(

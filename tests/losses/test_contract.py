@@ -314,6 +314,18 @@ def test_what_is_masked_has_no_influence_and_no_gradient(name, fill):
         np.testing.assert_array_equal(gradient[mask], 0.0)
 
 
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.teacher[1:2] == (5,) and len(case.teacher) == 4])
+def test_what_pooling_takes_to_masked_positions_alone_has_no_influence(name):
+    """The windows of two rows out of five are the first three and the last three."""
+    student, teacher = inputs(name)
+    where = everything(name)
+    where[:, 1] = False
+    expected = compiled(name, student, teacher, where=where)
+    student[:, 1] = teacher[:, 3:] = np.nan
+    for result, reference in zip(compiled(name, student, teacher, where=where), expected, strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
 @functools.partial(jax.jit, static_argnames='name')
 def jitted_values(name, student, teacher, labels, where):
     return call(name, student, teacher, labels, where=where)
@@ -371,7 +383,8 @@ def test_relations_are_those_of_the_kept_positions(name):
         np.testing.assert_array_equal(gradient[:, 3:], 0.0)
         np.testing.assert_array_equal(np.where(kept, 0.0, gradient[:, :3]), 0.0)
     if name != 'instance_graph':  # whose logits are a mean over positions
-        assert_same(compiled(name, *np.where(kept, sides, 0).astype(np.float32), where=np.any(where, axis=1)), expected)
+        values, *gradients = compiled(name, *np.where(kept, sides, 0).astype(np.float32), where=np.any(where, axis=1))
+        assert_same([values, *(np.where(kept, x, 0.0) for x in gradients)], expected)
     assert_refused(name, *sides, (4, 2), where=where[:, :2])
 
 
@@ -549,8 +562,10 @@ def test_labels_beyond_the_classes_are_refused_and_nan_where_traced(name, dtype)
     for known in (labels, jnp.asarray(labels)):
         with pytest.raises(ValueError, match=rf'^{name}: labels must be below the number of classes, 5, got 5; [^\n]+$'):
             call(name, *inputs(name), known)
-    values, *_ = compiled(name, *inputs(name), labels)
+    values, *gradients = compiled(name, *inputs(name), labels)
     np.testing.assert_array_equal(np.isnan(values), [False, True, False])
+    for gradient in gradients:  # so that the example may be masked in a mean
+        assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize('name', [name for name in ON_LOGITS if name not in ('logit_mse', 'binary_soft_targets')])
