@@ -88,7 +88,9 @@ def crd(
         embedding_s, embedding_t = embed.apply(params, student, jax.lax.stop_gradient(teacher))
         drawn = losses.crd_negatives(jax.random.fold_in(state['key'], step), indices, ClassIndex(**state['classes']), negatives)
         rows = jnp.concatenate([indices[:, None].astype(drawn.dtype), drawn], axis=1)
-        memory_s, memory_t = state['student_bank'][rows], state['teacher_bank'][rows]
+        # Rows that are not there, for an index that is not in the data set, are NaN.
+        banks = state['student_bank'], state['teacher_bank']
+        memory_s, memory_t = (jnp.take(bank, rows, axis=0, mode='fill', fill_value=jnp.nan) for bank in banks)
         shared = {'examples': examples, 'temperature': temperature, 'where': where}
         firsts = (losses.crd_normalizer(*pair, **shared) for pair in ((embedding_s, memory_t), (embedding_t, memory_s)))
         normalizers = jnp.where(state['normalizers'] > 0, state['normalizers'], jnp.stack(list(firsts)))
