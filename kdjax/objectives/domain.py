@@ -23,7 +23,8 @@ class _Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(self.domains)(nn.relu(nn.Dense(self.hidden)(x)))
+        x = nn.relu(nn.Dense(self.hidden)(x))
+        return nn.Dense(self.domains)(x)
 
 
 def domain_discrimination(student: str, *, domains: int = 2, hidden: int = 128, reversal: Weight = 1.0) -> Objective:
