@@ -49,6 +49,7 @@ ROLES = {
         'pooled/logits': ('b', CLASSES),
     },
     'batch': {
+        'completion': ('b', 'p'),
         'labels': ('b', 'p'),
         'other_labels': ('b', 'p'),
         'share': ('b', 'p'),
@@ -145,7 +146,7 @@ NO_OBJECTIVES = {'Batch', 'Objective', 'Term', 'batch_mean', 'uniform_layers'}
 
 def test_every_objective_is_in_the_table():
     public = {name for name, value in vars(objectives).items() if not name.startswith('_') and callable(value)}
-    assert public - NO_OBJECTIVES - {'Batch'} == set(CASES)
+    assert public - NO_OBJECTIVES == set(CASES)
 
 
 def named(layout: str) -> dict[str, Case]:
@@ -153,58 +154,72 @@ def named(layout: str) -> dict[str, Case]:
     return {name: case for name, case in CASES.items() if layout in case.layouts}
 
 
-def sizes(roles: tuple, examples: int, positions: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that roles stand for."""
-    parts = {'b': (examples,), 'p': positions}
-    return tuple(size for role in roles for size in parts.get(role, (role,)))
+def axes(roles: tuple, examples: Any, positions: Any) -> list[Any]:
+    """One entry for every axis: what stands for examples, for each axis of positions, or the size."""
+    parts = {'b': [examples], 'p': positions}
+    return [entry for role in roles for entry in parts.get(role, [role])]
+
+
+@functools.cache
+def drawn(layout: str) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of the big batch."""
+    rng, positions = np.random.default_rng(0), LAYOUTS[layout][1]
+    arrays = {
+        side: {name: rng.normal(size=axes(roles, BIG, positions)).astype(np.float32) for name, roles in each.items()}
+        for side, each in ROLES.items()
+    }
+    batch = arrays['batch']
+    for name, low, high in (('labels', -1, CLASSES), ('other_labels', 0, CLASSES), ('domains', -1, 3)):
+        batch[name] = rng.integers(low, high, batch[name].shape).astype(np.int32)
+    batch['labels'].flat[:2] = 1, 4
+    batch['domains'][0] = 2
+    batch['index'] = np.array([4, 1, 0, 3, 2], np.int32)
+    batch['share'] = rng.uniform(size=batch['share'].shape).astype(np.float32)
+    batch['top_indices'] = np.broadcast_to(np.array([3, 0], np.int32), batch['top_indices'].shape)
+    batch['completion'] = rng.uniform(size=batch['labels'].shape) < 0.7
+    return arrays
+
+
+def taken(layout: str, side: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The part of big arrays in which the small ones lie."""
+    columns = [range(n) for n in LAYOUTS[layout][0]]
+    indices = {name: axes(ROLES[side][name], KEPT, columns) for name in arrays}
+    return {name: x[np.ix_(*(range(i) if isinstance(i, int) else i for i in indices[name]))] for name, x in arrays.items()}
 
 
 @functools.cache
 def small(layout: str) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of a batch of which all counts."""
-    rng, positions = np.random.default_rng(0), LAYOUTS[layout][0]
-    drawn = {
-        side: {name: rng.normal(size=sizes(roles, len(KEPT), positions)).astype(np.float32) for name, roles in arrays.items()}
-        for side, arrays in ROLES.items()
-    }
-    batch = drawn['batch']
-    for name, low, high in (('labels', -1, CLASSES), ('other_labels', 0, CLASSES), ('domains', -1, 3)):
-        batch[name] = rng.integers(low, high, batch[name].shape).astype(np.int32)
-    batch['labels'].flat[:2] = 1, -1
-    batch['domains'][0] = 2
-    batch['index'] = np.array([4, 0, 3], np.int32)
-    batch['share'] = rng.uniform(size=batch['share'].shape).astype(np.float32)
-    batch['top_indices'] = np.broadcast_to(np.array([3, 0], np.int32), batch['top_indices'].shape)
-    batch['completion'] = np.ones(batch['labels'].shape, bool)
-    batch['completion'].flat[0] = False
-    return drawn
+    return {side: taken(layout, side, arrays) for side, arrays in drawn(layout).items()}
 
 
-def big(layout: str, fill: float) -> dict[str, dict[str, np.ndarray]]:
-    """The same between further examples and columns, which hold `fill`, or integers that are no class and no index."""
-    positions = LAYOUTS[layout][1]
-    roles = {**ROLES, 'batch': {**ROLES['batch'], 'completion': ('b', 'p')}}
+def hidden(layout: str, where: np.ndarray, fill: float) -> dict[str, dict[str, np.ndarray]]:
+    """The big batch with `fill` outside `where`, or with integers that are no class and no index."""
+    positions = where.ndim - 1
 
-    def embed(roles: tuple, array: np.ndarray) -> np.ndarray:
-        whole = np.full(sizes(roles, BIG, positions), {'f': fill, 'i': 77, 'b': True}[array.dtype.kind], array.dtype)
-        index = [range(n) for n in array.shape]
-        whole[np.ix_(*(KEPT if roles[0] == 'b' and i == 0 else axis for i, axis in enumerate(index)))] = array
-        return whole
+    def hide(roles: tuple, x: np.ndarray) -> np.ndarray:
+        starts = [i for i, axis in enumerate(axes(roles, 'b', ['p', *['more'] * (positions - 1)][:positions])) if axis == 'p']
+        keep = np.full(x.shape, roles[0] != 'b')
+        if roles[0] == 'b':
+            keep |= where.reshape(BIG, -1).any(1).reshape(BIG, *(1,) * (x.ndim - 1))
+        for start in starts:
+            keep &= where.reshape(BIG, *(1,) * (start - 1), *where.shape[1:], *(1,) * (x.ndim - start - positions))
+        return np.where(keep, x, np.asarray({'f': fill, 'i': 77, 'b': True}[x.dtype.kind], x.dtype))
 
-    return {side: {name: embed(roles[side][name], x) for name, x in arrays.items()} for side, arrays in small(layout).items()}
+    return {side: {name: hide(ROLES[side][name], x) for name, x in arrays.items()} for side, arrays in drawn(layout).items()}
 
 
 def counted(layout: str) -> np.ndarray:
-    """Where the big batch holds the small one, [batch, positions]."""
+    """Where the small batch lies in the big one, [batch, positions]."""
     where = np.zeros((BIG, *LAYOUTS[layout][1]), bool)
     where[np.ix_(KEPT, *(range(n) for n in LAYOUTS[layout][0]))] = True
     return where
 
 
-def outputs(arrays: dict[str, Any], pooled: bool = False) -> Outputs:
-    """Outputs of a network."""
-    features = {name: x for name, x in arrays.items() if name != 'logits'}
-    return Outputs(arrays['pooled/logits' if pooled else 'logits'], features)
+def sides(case: Case, arrays: dict[str, Any]) -> list[Outputs]:
+    """The outputs of both networks."""
+    logits = 'pooled/logits' if case.pooled_logits else 'logits'
+    return [Outputs(arrays[side][logits], arrays[side]) for side in ('student', 'teacher')]
 
 
 @functools.cache
@@ -212,17 +227,14 @@ def parameters(layout: str) -> tuple[dict, dict]:
     """Parameters and state of every case; they are the same for any batch and length."""
     params, states = {}, {}
     for name, case in named(layout).items():
-        shapes = [
-            (outputs(a['student'], case.pooled_logits), outputs(a['teacher'], case.pooled_logits), a['batch'])
-            for a in (small(layout), {**big(layout, 0.0)})
-        ]
-        params[name] = random_params(case.objective, *shapes[0])
-        one, other = (jax.tree.map(np.shape, abstract_init(case.objective, *each)) for each in shapes)
-        assert one == other, name
-        state = abstract_init(case.objective, *shapes[0])[1]
-        if jax.tree.leaves(state):
-            state = jax.jit(lambda key, o=case.objective, s=shapes[0]: o.init(key, *s)[1])(jax.random.key(1))
-        states[name] = state
+        arguments = (*sides(case, small(layout)), small(layout)['batch'])
+        params[name], states[name] = (
+            random_params(case.objective, *arguments),
+            abstract_init(case.objective, *arguments)[1],
+        )
+        if jax.tree.leaves(states[name]):
+            init = jax.jit(lambda key, o=case.objective, arguments=arguments: o.init(key, *arguments)[1])
+            states[name] = init(jax.random.key(1))
     return params, states
 
 
@@ -234,8 +246,8 @@ def program(layout: str) -> Callable[..., Any]:
         def loss(params: dict, student: dict) -> Any:
             values = {}
             for name, case in named(layout).items():
-                sides = (outputs(x, case.pooled_logits) for x in (student, arrays['teacher']))
-                values[name], _, _ = case.objective.apply(params[name], states[name], *sides, arrays['batch'], step=0)
+                pair = sides(case, {**arrays, 'student': student})
+                values[name], _, _ = case.objective.apply(params[name], states[name], *pair, arrays['batch'], step=0)
             return sum(weights[name] * value for name, value in values.items()), values
 
         (_, values), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, arrays['student'])
@@ -247,19 +259,18 @@ def program(layout: str) -> Callable[..., Any]:
 def computed(layout: str, arrays: dict, weights: dict | None = None) -> Any:
     """Values, and gradients of a sum of all terms, or of the one with a weight."""
     weights = dict.fromkeys(named(layout), 1.0) if weights is None else {**dict.fromkeys(named(layout), 0.0), **weights}
+    # What the networks get is nobody's business here.
+    arrays = {**arrays, 'batch': {**arrays['batch'], 'inputs': {'ids': np.zeros((2, 1)), 'types': np.zeros(2, np.int32)}}}
     return jax.device_get(program(layout)({k: np.float32(w) for k, w in weights.items()}, *parameters(layout), arrays))
 
 
-def with_entries(arrays: dict, **entries: np.ndarray) -> dict:
-    """Arrays with further entries of the batch."""
-    return {**arrays, 'batch': {**arrays['batch'], **entries}}
-
-
-@functools.cache
-def masked(layout: str) -> dict:
-    """The big batch with NaN in all that does not count, by a mask; weights of 1."""
-    where = counted(layout)
-    return with_entries(big(layout, np.nan), mask=where, weights=np.ones(where.shape, np.float32))
+def masked(
+    layout: str, where: np.ndarray, weights: float | np.ndarray = 1.0, *, mask: Any = None, fill: float = np.nan
+) -> dict:
+    """The big batch with NaN, or `fill`, in all that does not count, by `mask` or, if not given, `where`."""
+    arrays = hidden(layout, where, fill)
+    weights = np.broadcast_to(np.float32(weights), where.shape)
+    return {**arrays, 'batch': {**arrays['batch'], 'mask': where if mask is None else mask, 'weights': weights}}
 
 
 def check_close(name: str, one: Any, other: Any) -> None:
@@ -270,27 +281,49 @@ def check_close(name: str, one: Any, other: Any) -> None:
         np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5 * largest + 1e-9, err_msg=name)
 
 
-def taken(layout: str, side: str, arrays: dict) -> dict:
-    """The part of big arrays in which the small ones lie."""
-    return {
-        name: x[np.ix_(*(KEPT if ROLES[side][name][0] == 'b' and i == 0 else range(n) for i, n in enumerate(small_.shape)))]
-        for (name, x), small_ in ((item, small(layout)[side][item[0]]) for item in arrays.items())
-    }
+every_layout = pytest.mark.parametrize('layout', LAYOUTS)
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@every_layout
 def test_further_examples_and_padding_of_nan_change_neither_value_nor_gradient(layout):
     """A mask is slicing: parameters and student get the gradients of the batch without what is masked, and zeros there."""
+    padded = masked(layout, counted(layout))
     values, _ = computed(layout, small(layout))
-    padded_values, _ = computed(layout, masked(layout))
+    padded_values, _ = computed(layout, padded)
     for name in named(layout):
         np.testing.assert_allclose(padded_values[name], values[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    for name in named(layout):
+        assert values[name] != 0, name
         _, (params, student) = computed(layout, small(layout), {name: 1.0})
-        _, (padded_params, padded_student) = computed(layout, masked(layout), {name: 1.0})
-        check_close(name, padded_params, params)
-        check_close(name, taken(layout, 'student', padded_student), student)
+        _, (padded_params, padded_student) = computed(layout, padded, {name: 1.0})
         inside = taken(layout, 'student', padded_student)
+        check_close(name, (padded_params, inside), (params, student))
         for path, gradient in padded_student.items():
             # All that is not zero is where the small batch lies.
-            np.testing.assert_array_equal(np.count_nonzero(gradient), np.count_nonzero(inside[path]), err_msg=f'{name} {path}')
+            assert np.count_nonzero(gradient) == np.count_nonzero(inside[path]), f'{name} {path}'
+
+
+@every_layout
+def test_weights_of_zero_are_a_mask_and_equal_weights_are_none(layout):
+    where = counted(layout)
+    expected = computed(layout, masked(layout, where))
+    # Of what does not count, every other position is left out by the mask alone, and the rest by its weight.
+    others = (np.arange(where.size).reshape(where.shape) % 2).astype(bool)
+    for arrays in (
+        masked(layout, where, where, mask=np.ones_like(where)),
+        masked(layout, where, np.where(where, 2.5, np.nan)),
+        masked(layout, where, where | others, mask=where | ~others),
+    ):
+        values, gradients = computed(layout, arrays)
+        for name in named(layout):
+            np.testing.assert_allclose(values[name], expected[0][name], rtol=1e-5, atol=1e-6, err_msg=name)
+        check_close('gradients', gradients, expected[1])
+
+
+@pytest.mark.parametrize('layout', POSITIONS)
+def test_what_stands_in_ragged_padding_is_never_seen(layout):
+    where = counted(layout)
+    where[0, ..., :1], where[2, ..., -1:] = False, True
+    one, other = (computed(layout, masked(layout, where, fill=fill)) for fill in (np.nan, 1e3))
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.all(np.isfinite(x))
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
