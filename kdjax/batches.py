@@ -38,6 +38,21 @@ def check_batch(batch: Batch) -> None:
         raise ValueError(f'the arrays of a batch must have the same number of examples, got {told}')
 
 
+def check_weights(batch: Batch) -> None:
+    """Raises where weights that count are not finite or are negative, of a batch whose values are at hand.
+
+    >>> check_weights({'weights': np.array([1.0, -1.0])})
+    Traceback (most recent call last):
+    ...
+    ValueError: batch['weights'] must be finite and not negative, got -1.0
+    """
+    if 'weights' in batch:
+        weights = np.asarray(weights_of(batch, np.shape(batch['weights'])))
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0))]
+        if wrong.size:
+            raise ValueError(f"batch['weights'] must be finite and not negative, got {wrong[0]}")
+
+
 def count_examples(batch: Batch) -> int:
     """The number of examples of a batch or a data set.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.batches import Batch
+from kdjax.batches import Batch, check_weights
 from kdjax.metrics import Average, divide, mean
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean
@@ -111,7 +111,7 @@ class Objective:
           batch: numpy arrays, or others whose values are at hand.
 
         Raises:
-          ValueError: a label beyond the classes, say.
+          ValueError: a label beyond the classes or a negative weight, say.
 
         >>> from kdjax import objectives
         >>> student = Outputs(jax.ShapeDtypeStruct((8, 3), jnp.float32))
@@ -120,6 +120,7 @@ class Objective:
         ...
         ValueError: hard_labels: batch['labels'] must be below 3, or negative where there is none, got 3 (1 such)
         """
+        check_weights(batch)
         for term in self.terms:
             if term.check is not None:
                 term.check(student, teacher, batch)

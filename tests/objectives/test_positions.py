@@ -23,7 +23,7 @@ def value(objective, student, teacher, batch):
 
 
 def test_channels_are_no_positions_however_many_there_are():
-    """A mask [2, 4] over a pooled feature [2, 4] is one of examples, and so is that of an image [2, 4, 4, 4]'s first axis not."""
+    """A mask [2, 4] over a pooled feature [2, 4] says which examples count."""
     np.testing.assert_array_equal(feature_counts({'mask': TOKENS}, (2, 4)), [[True], [False]])
     np.testing.assert_array_equal(feature_counts({'mask': TOKENS}, (2, 4, 4))[..., 0], TOKENS)
     np.testing.assert_array_equal(feature_counts({'mask': TOKENS[:, 0]}, (2, 4, 4, 3)), TOKENS[:, :1].reshape(2, 1, 1, 1))
@@ -72,7 +72,13 @@ def test_means_divide_by_the_sum_of_the_weights():
     np.testing.assert_allclose(loss, (heaviest[0] + 3 * heaviest[1]) / heaviest.sum(), rtol=1e-5)
 
 
-def test_nan_in_weights_that_count_is_not_swallowed():
+def test_weights_that_weigh_nothing_are_refused_where_they_are_at_hand():
+    student = Outputs(np.zeros((2, 3), np.float32))
+    for bad in (np.nan, -1.0, np.inf):
+        batch = {'weights': np.array([bad, 1.0], np.float32)}
+        with pytest.raises(ValueError, match=r"^batch\['weights'\] must be finite and not negative, got [^\n]+$"):
+            objectives.logit_mse().check(student, student, batch)
+        objectives.logit_mse().check(student, student, {**batch, 'mask': np.array([False, True])})
     metric = objectives.batch_mean(jnp.ones(2), {'weights': np.array([np.nan, 1.0], np.float32)})
     assert np.isnan(metric.total)
 
@@ -91,7 +97,7 @@ def test_an_objective_over_positions_has_them_for_its_mask():
         _, metrics = value(objective, student, teacher, {'completion': completion, 'mask': mask})
         for name, where in (('logit_mse_over_completion', kept & completion), ('logit_mse', kept)):
             np.testing.assert_allclose(metrics[name].compute(), squares[where].mean(), rtol=1e-5)
-        assert metrics['soft_targets_over_completion'].count == (kept & completion).sum()
+        assert float(metrics['soft_targets_over_completion'].count) == (kept & completion).sum()
     hard = objectives.over_positions(objectives.hard_labels(), 'completion')
     labels = np.where(completion, 1, 77)
     hard.check(student, teacher, {'completion': completion, 'labels': labels})
