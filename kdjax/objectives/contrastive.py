@@ -78,7 +78,7 @@ def crd(
         indices, counted = require_entry('crd', batch, 'index'), counted_examples(batch)
         inside = (indices >= 0) & (indices < examples)
         counted = jnp.ones(indices.shape, jnp.bool_) if counted is None else counted
-        raise_where(counted & ~inside, indices, f"crd: batch['index'] must be below the {examples} examples of the labels")
+        raise_where(counted & ~inside, indices, f"crd: batch['index'] must be one of the {examples} examples with labels")
         return counted, counted & inside
 
     def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:

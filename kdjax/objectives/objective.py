@@ -1,4 +1,9 @@
-"""Objectives: what a student is trained for, as a weighted sum of terms that can be added, scaled and scheduled."""
+"""Objectives: what a student is trained for, as a weighted sum of terms that can be added, scaled and scheduled.
+
+Every term honours `batch['mask']` exactly as slicing would, and `batch['weights']`: a mean over examples or positions divides
+by the sum of the weights, and a weight of 0 is a mask. A term with one value for an example of several positions gives it the
+largest of their weights; one that relates the examples of a batch to each other asks only which weights are 0.
+"""
 
 import dataclasses
 from collections.abc import Callable
