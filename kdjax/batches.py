@@ -6,6 +6,7 @@
 say which of them count and how much; objectives, metrics and whatever else reads a batch ask these two.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -28,11 +29,28 @@ def check_batch(batch: Batch) -> None:
     if not isinstance(batch, dict) or 'inputs' not in batch:
         found = ', '.join(sorted(batch)) if isinstance(batch, dict) else type(batch).__name__
         raise ValueError(f"a batch is a dictionary with 'inputs' and perhaps 'labels', 'mask' and 'weights', got {found}")
+    if 'weight' in batch and 'weights' not in batch:
+        raise ValueError("a batch has its weights under 'weights', got 'weight', which nothing reads: rename it")
     sizes = {name: {np.shape(leaf)[:1] for leaf in jax.tree.leaves(value)} for name, value in batch.items()}
     found = set().union(*sizes.values())
     if len(found) > 1 or found & {()}:
         told = {name: sorted(own)[0] if len(own) == 1 else sorted(own) for name, own in sizes.items()}
         raise ValueError(f'the arrays of a batch must have the same number of examples, got {told}')
+
+
+def check_weights(batch: Batch) -> None:
+    """Raises where weights that count are not finite or are negative, of a batch whose values are at hand.
+
+    >>> check_weights({'weights': np.array([1.0, -1.0])})
+    Traceback (most recent call last):
+    ...
+    ValueError: batch['weights'] must be finite and not negative, got -1.0
+    """
+    if 'weights' in batch:
+        weights = np.asarray(weights_of(batch, np.shape(batch['weights'])))
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0))]
+        if wrong.size:
+            raise ValueError(f"batch['weights'] must be finite and not negative, got {wrong[0]}")
 
 
 def count_examples(data: Any) -> int:
@@ -68,14 +86,12 @@ def counts(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
     >>> print(counts({'mask': jnp.array([[True, False], [False, False]])}, (2,)))
     [ True False]
     """
-    found = [_fit('mask', batch['mask'], shape, jnp.any)] if 'mask' in batch else []
-    if 'weights' in batch:
-        found.append(_fit('weights', batch['weights'], shape, jnp.max) != 0)
-    return None if not found else found[0] if len(found) == 1 else found[0] & found[1]
+    counted = _counted(batch, shape)
+    return None if counted is None else _fit(counted, shape, jnp.any)
 
 
 def weights_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
-    """By how much values of this shape count, `batch['weights']`, where they count; None where there are no weights.
+    """By how much values of this shape count, `batch['weights']`; 0 where the mask is false, None where there are no weights.
 
     Values of fewer axes than the weights have the largest weight of their positions: with equal weights, that weight.
 
@@ -83,9 +99,16 @@ def weights_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
       float32 with as many axes as `shape`, which broadcasts to it.
 
     Raises:
-      ValueError: the weights are not floating point, or their axes are not those of the values.
+      ValueError: as `counts`.
+
+    >>> print(weights_of({'weights': jnp.array([[0.5, 2.0], [0.0, 1.0]]), 'mask': jnp.array([True, False])}, (2,)))
+    [2. 0.]
     """
-    return _fit('weights', batch['weights'], shape, jnp.max).astype(jnp.float32) if 'weights' in batch else None
+    counted = _counted(batch, shape)
+    if 'weights' not in batch:
+        return None
+    weights = jnp.asarray(batch['weights']).astype(jnp.float32)
+    return _fit(jnp.where(counted, _spread(weights, counted.ndim), 0.0), shape, jnp.max)
 
 
 def counted_examples(batch: Batch) -> jax.Array | None:
@@ -94,17 +117,31 @@ def counted_examples(batch: Batch) -> jax.Array | None:
     return counts(batch, named[0]) if named else None
 
 
-def _fit(name: str, array: Any, shape: tuple[int, ...], reduce: Any) -> jax.Array:
-    """A mask or weights, with the axes of values of a shape."""
-    array = jnp.asarray(array)
-    right = array.dtype == jnp.bool_ if name == 'mask' else jnp.issubdtype(array.dtype, jnp.floating)
-    if right and array.ndim > 0:
-        if array.shape == shape[: array.ndim]:
-            return array.reshape(*array.shape, *(1,) * (len(shape) - array.ndim))
-        if array.shape[: len(shape)] == shape:
-            return reduce(array, axis=tuple(range(len(shape), array.ndim)))
-    kind = 'boolean' if name == 'mask' else 'floating point'
-    raise ValueError(
-        f"batch['{name}'] must be {kind}, [batch] or [batch, positions] for values of shape {shape}, got {array.dtype} "
-        f'{array.shape}'
-    )
+def _counted(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
+    """What counts by mask and weights, with the axes of the longer of the two, once both are known to fit the values."""
+    found = {name: jnp.asarray(batch[name]) for name in ('mask', 'weights') if name in batch}
+    for name, array in found.items():
+        right = array.dtype == jnp.bool_ if name == 'mask' else jnp.issubdtype(array.dtype, jnp.floating)
+        if not right or array.ndim == 0 or array.shape[: len(shape)] != shape[: array.ndim]:
+            kind = 'boolean' if name == 'mask' else 'floating point'
+            raise ValueError(
+                f"batch['{name}'] must be {kind}, [batch] or [batch, positions] for values of shape {shape}, got "
+                f'{array.dtype} {array.shape}'
+            )
+    if len(found) == 2 and any(m != w for m, w in zip(found['mask'].shape, found['weights'].shape, strict=False)):
+        raise ValueError(f"batch['mask'] {found['mask'].shape} and batch['weights'] {found['weights'].shape} must fit")
+    if 'weights' in found:
+        found['weights'] = found['weights'] != 0
+    axes = max((array.ndim for array in found.values()), default=0)
+    # A position counts by both, before any is asked of an example: all that the mask leaves may have weights of 0.
+    return functools.reduce(jnp.logical_and, (_spread(array, axes) for array in found.values())) if found else None
+
+
+def _spread(array: jax.Array, axes: int) -> jax.Array:
+    """With further axes of length 1."""
+    return array.reshape(*array.shape, *(1,) * (axes - array.ndim))
+
+
+def _fit(array: jax.Array, shape: tuple[int, ...], reduce: Any) -> jax.Array:
+    """An array of positions with the axes of values of a shape."""
+    return reduce(array, axis=tuple(range(len(shape), array.ndim))) if array.ndim > len(shape) else _spread(array, len(shape))

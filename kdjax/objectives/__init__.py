@@ -12,6 +12,7 @@ from kdjax.objectives.arguments import batch_mean as batch_mean
 from kdjax.objectives.combinators import constraint as constraint
 from kdjax.objectives.combinators import from_recorded_logits as from_recorded_logits
 from kdjax.objectives.combinators import in_stages as in_stages
+from kdjax.objectives.combinators import over_positions as over_positions
 from kdjax.objectives.contrastive import crd as crd
 from kdjax.objectives.contrastive import info_nce as info_nce
 from kdjax.objectives.derivatives import jacobian as jacobian
@@ -49,6 +50,7 @@ from kdjax.objectives.objective import Objective as Objective
 from kdjax.objectives.objective import Term as Term
 from kdjax.objectives.objective import combine as combine
 from kdjax.objectives.objective import from_function as from_function
+from kdjax.objectives.objective import with_check as with_check
 from kdjax.objectives.objective import with_parameters as with_parameters
 from kdjax.objectives.regressions import factor_transfer as factor_transfer
 from kdjax.objectives.regressions import hierarchical_context as hierarchical_context

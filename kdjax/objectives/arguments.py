@@ -1,54 +1,40 @@
 """What terms ask of a batch and of the networks' outputs, with one-line errors where it is not there."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.batches import Batch
+from kdjax.batches import Batch, counts, weights_of
 from kdjax.metrics import Average, mean
 from kdjax.networks import Outputs
 
 
-def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None) -> Average:
-    """The mean of values [batch, ...] over what `batch['mask']` keeps and over `where`; a scalar is taken as it is."""
+def batch_mean(values: jax.Array, batch: Batch, where: jax.Array | None = None, weights: jax.Array | None = None) -> Average:
+    """The mean of values [batch, ...] over what counts in the batch and over `where`, by the weights of the batch.
+
+    Σ w·v / Σ w, with w = `batch['weights']` times `weights`, 1 where there are none. What does not count may be anything, NaN
+    too, but for its gradient: NaN times 0 is NaN, so set what the values are made of to zero there with `counted_features`.
+
+    Args:
+      values: [batch, ...]; a scalar is taken as it is.
+      batch: the batch.
+      where: booleans of the shape of the values: what else must be true of what counts.
+      weights: further weights of that shape.
+    """
     if values.ndim == 0:
         return mean(values)
-    kept = jnp.ones(values.shape, jnp.bool_) if where is None else where
-    if 'mask' in batch:
-        kept = kept & kept_elements(batch, values.shape)
-    return mean(values, kept)
-
-
-def kept_elements(batch: Batch, shape: tuple[int, ...]) -> jax.Array:
-    """`batch['mask']`, of examples [batch] or tokens [batch, length], in a shape that broadcasts to values of shape `shape`.
-
-    Values with fewer axes than the mask, one per example where the mask is of tokens, are kept where any token is.
-
-    Raises:
-      ValueError: the mask is not boolean, or its axes are not those of the values.
-    """
-    mask = batch['mask']
-    if mask.dtype == jnp.bool_ and mask.ndim > 0:
-        if mask.shape == shape[: mask.ndim]:
-            return mask.reshape(*mask.shape, *(1,) * (len(shape) - mask.ndim))
-        if mask.shape[: len(shape)] == shape:
-            return jnp.any(mask, axis=tuple(range(len(shape), mask.ndim)))
-    raise ValueError(
-        f"batch['mask'] must be boolean, of examples {shape[:1]} or of tokens [batch, length], for values of shape {shape}; "
-        f'got {mask.dtype} {mask.shape}'
-    )
-
-
-def mask_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
-    """`kept_elements`, or None for a batch without a mask."""
-    return kept_elements(batch, shape) if 'mask' in batch else None
-
-
-def kept_examples(batch: Batch) -> jax.Array | None:
-    """The examples [batch] of which `batch['mask']` keeps anything; None without a mask."""
-    return kept_elements(batch, batch['mask'].shape[:1]) if 'mask' in batch else None
+    kept, found = counts(batch, values.shape), weights_of(batch, values.shape)
+    everywhere = jnp.ones(values.shape, jnp.bool_)
+    for each in (kept, where):
+        everywhere = everywhere if each is None else everywhere & each
+    if found is None and weights is None:
+        return mean(values, everywhere)
+    factors = [x.astype(jnp.float32) for x in (found, weights) if x is not None]
+    total = jnp.where(everywhere, math.prod(factors), 0.0)
+    return Average(jnp.sum(total * jnp.where(everywhere, values.astype(jnp.float32), 0.0)), jnp.sum(total))
 
 
 def require_labels(term: str, batch: Batch) -> jax.Array:

@@ -1,10 +1,12 @@
-"""Objectives made of objectives: in turn, under the condition that another stays small, and with a teacher from disk."""
+"""Objectives made of objectives: in turn, under a condition, over some positions, and with a teacher from disk."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax.batches import Batch
 from kdjax.metrics import Average, mean
@@ -102,7 +104,57 @@ def constraint(objective: Objective, limit: Weight, *, learning_rate: float = 0.
         extra = {**metrics, 'multiplier': mean(current), 'excess': mean(excess)}
         return mean(current * excess), extra, {'objective': inner, 'multiplier': climbed}
 
-    return Objective((Term('constraint', init, apply),))
+    return Objective((Term('constraint', init, apply, check=objective.check),))
+
+
+def over_positions(objective: Objective, entry: str) -> Objective:
+    """The same objective over the positions where an entry of the batch is true, on top of the batch's mask.
+
+    `over_positions(0.5 * soft_targets() + hard_labels(), 'completion')` learns what follows the prompt, where
+    `batch['completion']` [batch, length] is true: the mask still says what is padding. It scales, adds and combines as any
+    objective. Its terms are named 'hard_labels_over_completion'.
+
+    Args:
+      objective: any; to all of it the rest does not exist.
+      entry: the name of booleans [batch] or [batch, positions].
+
+    Raises:
+      ValueError: where it is used, if the batch has no such entry, or one that does not fit.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from kdjax import objectives
+    >>> objective = over_positions(objectives.logit_mse(), 'completion')
+    >>> student, teacher = Outputs(jnp.array([[[1.0, 2.0], [3.0, 4.0]]])), Outputs(jnp.zeros((1, 2, 2)))
+    >>> batch = {'completion': jnp.array([[False, True]])}
+    >>> params, state = objective.init(jax.random.key(0), student, teacher, batch)
+    >>> loss, metrics, _ = objective.apply(params, state, student, teacher, batch, step=0)
+    >>> print(loss, *metrics)
+    12.5 loss logit_mse_over_completion logit_mse_over_completion/weighted
+    """
+
+    def masked(batch: Batch) -> Batch:
+        masks = [require_entry('over_positions', batch, entry), *([batch['mask']] if 'mask' in batch else [])]
+        shape = max((np.shape(mask) for mask in masks), key=len)
+        if any(mask.dtype != jnp.bool_ or np.shape(mask) != shape[: np.ndim(mask)] for mask in masks):
+            told = ' and a mask '.join(f'{mask.dtype} {np.shape(mask)}' for mask in masks)
+            raise ValueError(f"over_positions: batch['{entry}'] must be boolean, and fit the mask, got {told}")
+        spread = (jnp.reshape(mask, (*np.shape(mask), *(1,) * (len(shape) - np.ndim(mask)))) for mask in masks)
+        return {**batch, 'mask': functools.reduce(jnp.logical_and, spread)}
+
+    def own(term: Term) -> Term:
+        def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+            return term.init(key, student, teacher, jax.eval_shape(masked, batch))
+
+        def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
+            return term.apply(params, state, student, teacher, masked(batch), step=step)
+
+        def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
+            if term.check is not None:
+                term.check(student, teacher, masked(batch))
+
+        return term._replace(name=f'{term.name}_over_{entry}', init=init, apply=apply, check=check)
+
+    return Objective(tuple(own(term) for term in objective.terms))
 
 
 def from_recorded_logits(objective: Objective) -> Objective:
@@ -146,6 +198,11 @@ def from_recorded_logits(objective: Objective) -> Objective:
             del teacher
             return term.apply(params, state, student, teacher_of(student, batch), batch, step=step)
 
-        return term._replace(init=init, apply=apply)
+        def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
+            del teacher
+            if term.check is not None:
+                term.check(student, teacher_of(student, batch), batch)
+
+        return term._replace(init=init, apply=apply, check=check)
 
     return Objective(tuple(recorded(term) for term in objective.terms))

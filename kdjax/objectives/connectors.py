@@ -1,7 +1,8 @@
 """Connectors: small trained modules between student and teacher, which training throws away at the end.
 
 They run in float32 and always in training mode: a batch norm uses the batch's own statistics, since no connector is ever
-evaluated. A mask [batch, 1, ...] keeps the examples that such a batch norm counts.
+evaluated. A mask [batch, positions, 1] says what such a batch norm counts, and what a convolution after it may see: zeros
+elsewhere, as beyond the edge of an image.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from kdjax.objectives.positions import zero_outside
 
 
 class Regressor(nn.Module):
@@ -74,16 +77,17 @@ class Convolutions(nn.Module):
     transposed: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, height, width, ...] to [batch, height, width, channels of the last]."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Maps [batch, positions, channels], images or tokens, to [batch, positions, channels of the last]."""
         convolution = nn.ConvTranspose if self.transposed else nn.Conv
         for i, channels in enumerate(self.channels):
-            x = convolution(channels, (self.size, self.size))(x if i == 0 else self.activation(x))
+            x = x if i == 0 else self.activation(x)
+            x = convolution(channels, (self.size,) * (x.ndim - 2))(zero_outside(mask, x))
         return x
 
 
 class Embedding(nn.Module):
-    """A linear map of the flattened activation.
+    """A linear map of an embedding.
 
     Attributes:
       width: of the embedding.
@@ -93,8 +97,8 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [batch, ...] to [batch, width]."""
-        return nn.Dense(self.width)(x.reshape(x.shape[0], -1))
+        """Maps [batch, channels] to [batch, width]."""
+        return nn.Dense(self.width)(x)
 
 
 def init_connector(module: nn.Module, key: jax.Array, *inputs: jax.ShapeDtypeStruct) -> dict:
@@ -104,9 +108,12 @@ def init_connector(module: nn.Module, key: jax.Array, *inputs: jax.ShapeDtypeStr
 
 
 def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Runs a connector in float32, whatever precision the network computes in; `mask` is for those with batch norm."""
+    """Runs a connector in float32, whatever precision the network computes in.
+
+    Inputs are zero where they do not count, see `counted_features`; `mask` is for connectors that take one.
+    """
     inputs = [x.astype(jnp.float32) for x in inputs]
     # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
-    masked = {} if mask is None else {'mask': mask | ~jnp.any(mask)}
+    masked = {} if mask is None else {'mask': jax.tree.map(lambda each: each | ~jnp.any(each), mask)}
     output, _ = module.apply({'params': params}, *inputs, **masked, mutable=['batch_stats'])
     return output

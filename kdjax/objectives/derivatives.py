@@ -1,28 +1,35 @@
 """Objectives on derivatives of the networks, which transformations of the networks make features."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.batches import Batch
+from kdjax.batches import Batch, counted_examples
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import feature_pair, require_logits
 from kdjax.objectives.objective import Objective, from_function
+from kdjax.objectives.positions import counted_features, counted_logits, feature_counts, zero_outside
 
 
 def jacobian() -> Objective:
-    """Sobolev training: `losses.jacobian` of two networks that `networks.tap_jacobian` has given their derivatives."""
+    """Sobolev training: `losses.jacobian` of two networks that `networks.tap_jacobian` has given their derivatives.
+
+    The derivatives by those inputs [batch, positions, channels] that count are compared.
+    """
     jacobians = feature_pair('jacobian', 'jacobian', 'jacobian')
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del batch
         pair = [x.astype(jnp.float32) for x in jacobians(student, teacher)]
         if pair[0].shape != pair[1].shape:
             raise ValueError(
                 f'jacobian: student {pair[0].shape} and teacher {pair[1].shape} must have the same directions and inputs'
             )
+        # [batch, directions, ...], and the rest as the inputs.
+        where = feature_counts(batch, (pair[0].shape[0], *pair[0].shape[2:]))
+        pair = [zero_outside(None if where is None else where[:, None], x) for x in pair]
         squares = jnp.square(pair[0] - pair[1])
         return jnp.mean(jnp.sum(squares.reshape(*squares.shape[:2], -1), axis=-1), axis=-1)
 
@@ -43,10 +50,11 @@ def loss_gradient_attention(student: str, teacher: str) -> Objective:
     weights = feature_pair(name, f'{student}/class_gradients', f'{teacher}/class_gradients')
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del batch
-        labels = jnp.argmax(require_logits(name, 'teacher', teacher), axis=-1)
-        heads = [lambda x, w=w: _linear_head(x, w) for w in weights(student, teacher)]
-        return losses.loss_gradient_attention(*heads, *features(student, teacher), labels)
+        examples = counted_examples(batch)
+        where = None if examples is None else examples[:, None, None]
+        labels = jnp.argmax(counted_logits(batch, require_logits(name, 'teacher', teacher)), axis=-1)
+        heads = [functools.partial(_linear_head, class_gradients=zero_outside(where, w)) for w in weights(student, teacher)]
+        return losses.loss_gradient_attention(*heads, *counted_features(batch, *features(student, teacher)), labels)
 
     return from_function(name, loss)
 

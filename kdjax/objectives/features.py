@@ -9,15 +9,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, mask_of
+from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
 from kdjax.objectives.lifting import connected, on_features, where_shapes_differ
 from kdjax.objectives.objective import Objective, Term, Weight, with_parameters
+from kdjax.objectives.positions import counted_features, feature_counts
 
 
 def over_layers(objective: Callable[..., Objective], layers: Mapping[str, str], **hyperparameters: Any) -> Objective:
@@ -62,8 +64,8 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
       normalize: whether batch norm and ReLU follow the regressor's convolution, for layers that end in a ReLU.
     """
 
-    def loss(regressed: jax.Array, target: jax.Array, batch: Batch) -> jax.Array:
-        return losses.hint(nn.relu(regressed) if normalize else regressed, target, where=mask_of(batch, target.shape))
+    def loss(regressed: jax.Array, target: jax.Array, *, where: jax.Array | None) -> jax.Array:
+        return losses.hint(nn.relu(regressed) if normalize else regressed, target, where=where)
 
     return connected('hint', loss, student, teacher, lambda source, target: Regressor(target.shape, normalize))
 
@@ -134,15 +136,29 @@ def fsp(student: tuple[str, str], teacher: tuple[str, str]) -> Objective:
         }
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del batch
-        layers = pairs(student, teacher)
+        layers = {name: counted_features(batch, *pair) for name, pair in pairs(student, teacher).items()}
         sources = [
             apply_connector(widen(source, target), params[name], source) if name in params else source
             for name, (source, target) in layers.items()
         ]
-        return losses.fsp(*sources, *(target for _, target in layers.values()))
+        return losses.fsp(*_as_counted(batch, *sources), *_as_counted(batch, *(target for _, target in layers.values())))
 
     return with_parameters('fsp', init, loss)
+
+
+def _as_counted(batch: Batch, begin: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both ends of a flow such that the mean of their products over all positions is that over those that count.
+
+    The two networks' flows may be of two sizes, for which a loss would need two masks.
+    """
+    smaller = tuple(min(sizes) for sizes in zip(begin.shape, end.shape, strict=False))
+    where = feature_counts(batch, smaller)
+    if where is None:
+        return begin, end
+    share = jnp.mean(jnp.broadcast_to(where, (*smaller[:3], 1)), axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    # A connector's bias stands where nothing counts.
+    begin, end = counted_features(batch, begin, end)
+    return begin.astype(jnp.float32) / jnp.where(share > 0, share, 1.0), end
 
 
 def channel_wise(student: str, teacher: str, *, temperature: Weight = 4.0) -> Objective:
@@ -153,12 +169,7 @@ def channel_wise(student: str, teacher: str, *, temperature: Weight = 4.0) -> Ob
       teacher: path of the teacher's layer.
       temperature: of the softmax over positions; a number or a schedule.
     """
-
-    def loss(regressed: jax.Array, target: jax.Array, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        del batch
-        return losses.channel_wise(regressed, target, **hyperparameters)
-
-    return connected('channel_wise', loss, student, teacher, where_shapes_differ, temperature=temperature)
+    return connected('channel_wise', losses.channel_wise, student, teacher, where_shapes_differ, temperature=temperature)
 
 
 def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> Objective:
@@ -172,14 +183,9 @@ def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> 
       teacher: path of the teacher's layer.
       margin: as in the loss; a number or a schedule.
     """
-
-    def loss(regressed: jax.Array, target: jax.Array, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        del batch
-        return losses.activation_boundary(regressed, target, **hyperparameters)
-
     return connected(
         'activation_boundary',
-        loss,
+        losses.activation_boundary,
         student,
         teacher,
         lambda source, target: Regressor(target.shape, normalize=True),
@@ -191,7 +197,8 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
     """Masked generative distillation: the student's feature, positions masked at random, must still make the teacher's.
 
     A convolution to the teacher's shape where shapes differ, the mask, then two 3x3 convolutions with a ReLU between, all
-    trained; the loss is `losses.masked_generation`. The state is a random key.
+    trained; the loss is `losses.masked_generation`. Tokens have convolutions of 3 of them. The state is a random key, and what
+    is masked depends on the shape of the layer too.
 
     Args:
       student: path of the student's layer.
@@ -216,12 +223,12 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
-        source, target = features(student, jax.lax.stop_gradient(teacher))
+        source, target = counted_features(batch, *features(student, jax.lax.stop_gradient(teacher)))
         if 'align' in params:
             source = apply_connector(where_shapes_differ(source, target), params['align'], source)
-        shape = (*target.shape[:3], 1)
-        keep = jax.random.bernoulli(jax.random.fold_in(state['key'], step), 1 - masked, shape)
-        generated = apply_connector(generator(target), params['generator'], source * keep.astype(source.dtype))
-        return batch_mean(losses.masked_generation(generated, target), batch), {}, state
+        keep = jax.random.bernoulli(jax.random.fold_in(state['key'], step), 1 - masked, (*target.shape[:-1], 1))
+        where = feature_counts(batch, target.shape)
+        generated = apply_connector(generator(target), params['generator'], source * keep.astype(source.dtype), mask=where)
+        return batch_mean(losses.masked_generation(generated, target, where=where), batch), {}, state
 
     return Objective((Term('masked_generation', init, apply),))

@@ -8,18 +8,20 @@ import jax
 
 from kdjax.batches import Batch
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import feature_pair, mask_of
+from kdjax.objectives.arguments import feature_pair
 from kdjax.objectives.connectors import Regressor, apply_connector, init_connector
 from kdjax.objectives.objective import Objective, from_function, with_parameters
+from kdjax.objectives.positions import counted_features, feature_counts
 
 
 def on_features(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Any) -> Objective:
-    """`loss(student feature, teacher feature, **hyperparameters)`."""
+    """`loss(student feature, teacher feature, where=..., **hyperparameters)` of images, at the size of the smaller."""
     features = feature_pair(loss.__name__, student, teacher)
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        del batch
-        return loss(*features(student, teacher), **resolved)
+        pair = counted_features(batch, *features(student, teacher))
+        smaller = tuple(min(sizes) for sizes in zip(*(x.shape for x in pair), strict=False))
+        return loss(*pair, where=feature_counts(batch, smaller), **resolved)
 
     return from_function(loss.__name__, function, **hyperparameters)
 
@@ -32,7 +34,10 @@ def connected(
     connector: Callable[[Any, Any], nn.Module | None],
     **hyperparameters: Any,
 ) -> Objective:
-    """`loss(regressed, target, batch, **hyperparameters)` after `connector(source, target)`, a module or None, was applied."""
+    """`loss(regressed, target, where=..., **hyperparameters)` after `connector(source, target)`, a module or None, was applied.
+
+    `where` says which positions of the target count: [batch, positions, 1], or None.
+    """
     features = feature_pair(name, student, teacher)
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
@@ -42,11 +47,11 @@ def connected(
         return {} if module is None else init_connector(module, key, source)
 
     def function(params: Any, student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        source, target = features(student, teacher)
+        source, target = counted_features(batch, *features(student, teacher))
         module = connector(source, target)
-        mask = mask_of(batch, target.shape)
-        regressed = source if module is None else apply_connector(module, params, source, mask=mask)
-        return loss(regressed, target, batch, **resolved)
+        where = feature_counts(batch, target.shape)
+        regressed = source if module is None else apply_connector(module, params, source, mask=where)
+        return loss(regressed, target, where=where, **resolved)
 
     return with_parameters(name, init, function, **hyperparameters)
 

@@ -7,36 +7,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.losses.numerics import LOG_ZERO
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, kept_examples, require_entry, require_feature, require_labels, require_logits
-from kdjax.objectives.objective import Objective, Term, Weight, from_function
+from kdjax.objectives.arguments import batch_mean, require_entry, require_feature, require_logits
+from kdjax.objectives.labels import check_classes, class_labels, labels_check, nan_outside
+from kdjax.objectives.objective import Objective, Term, Weight, from_function, with_check
+from kdjax.objectives.positions import counted_logits, logit_counts, zero_outside
 
 
-def hard_labels(*, label_smoothing: Weight = 0.0) -> Objective:
+def hard_labels(
+    *, label_smoothing: Weight = 0.0, class_weights: ArrayLike | None = None, ignore: int | None = None
+) -> Objective:
     """Cross-entropy with the labels, at temperature 1, over the examples that have one (labels that are not negative).
+
+    A label beyond the classes is an error where its value is at hand, and makes the value NaN where it is traced.
 
     Args:
       label_smoothing: the share of the target that is spread evenly over all classes; a number or a schedule.
+      class_weights: [classes], by how much examples of each class count; the mean divides by their sum, Σ w_y CE / Σ w_y, as
+        torch's does. With smoothing an example's whole value has the weight of its label, where torch's code weighs the
+        smoothed part by each class.
+      ignore: a further label that stands for none, such as 255.
     """
+    name = 'hard_labels'
 
     def cross_entropy(student: Outputs, teacher: Outputs, batch: Batch, *, label_smoothing: jax.Array) -> Average:
         del teacher
-        logits = require_logits('hard_labels', 'student', student).astype(jnp.float32)
-        labels = require_labels('hard_labels', batch)
-        if labels.shape != logits.shape[:-1]:
-            raise ValueError(f'hard_labels: labels {labels.shape} do not fit logits {logits.shape}')
+        logits = require_logits(name, 'student', student)
+        labels, kept = class_labels(name, batch, logits, ignore=ignore)
+        classes = logits.shape[-1]
+        logits = zero_outside(kept[..., None], logits.astype(jnp.float32))
         smoothing = jnp.asarray(label_smoothing, jnp.float32)
-        targets = (1 - smoothing) * jax.nn.one_hot(labels, logits.shape[-1]) + smoothing / logits.shape[-1]
+        targets = (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes
         # A class at -inf is as in kdjax.losses: finite, also where it has a share of the target.
         logits = jnp.where(jnp.isneginf(logits), LOG_ZERO, logits)
-        return batch_mean(optax.losses.softmax_cross_entropy(logits, targets), batch, labels >= 0)
+        values = nan_outside(optax.losses.softmax_cross_entropy(logits, targets), labels, classes)
+        return batch_mean(values, batch, kept, None if class_weights is None else _of_label(labels, classes))
 
-    return from_function('hard_labels', cross_entropy, label_smoothing=label_smoothing)
+    def _of_label(labels: jax.Array, classes: int) -> jax.Array:
+        weights = jnp.asarray(class_weights, jnp.float32)
+        if weights.shape != (classes,):
+            raise ValueError(f'{name}: class_weights {weights.shape} must be ({classes},), one for each class')
+        return jnp.take(weights, jnp.clip(labels, 0, classes - 1))
+
+    objective = from_function(name, cross_entropy, label_smoothing=label_smoothing)
+    return with_check(objective, labels_check(name, 'labels', ignore=ignore))
 
 
 def soft_targets(*, temperature: Weight = 4.0) -> Objective:
@@ -52,7 +72,12 @@ def soft_targets(*, temperature: Weight = 4.0) -> Objective:
 
 def logit_mse() -> Objective:
     """The mean squared difference of the logits, `losses.logit_mse`."""
-    return _on_logits(losses.logit_mse)
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        pair = require_logits('logit_mse', 'student', student), require_logits('logit_mse', 'teacher', teacher)
+        return losses.logit_mse(*(counted_logits(batch, x) for x in pair))
+
+    return from_function('logit_mse', loss)
 
 
 def hard_targets() -> Objective:
@@ -63,6 +88,8 @@ def hard_targets() -> Objective:
 def dist(*, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: Weight = 1.0) -> Objective:
     """Correlation of predictions, within examples and within classes: `losses.dist` of the logits.
 
+    A scalar: of the batch's weights it matters only which are 0.
+
     Args:
       beta: weight of the correlation of classes within an example; a number or a schedule.
       gamma: weight of the correlation of examples within a class; a number or a schedule.
@@ -70,8 +97,8 @@ def dist(*, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: Weight = 1.0) 
     """
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        logits, examples = _logits('dist', student, teacher), kept_examples(batch)
-        return losses.dist(*logits, where=None if examples is None else examples[:, None], **hyperparameters)
+        logits = _logits('dist', student, teacher, batch)
+        return losses.dist(*logits, where=logit_counts(batch, logits[0].shape), **hyperparameters)
 
     return from_function('dist', loss, beta=beta, gamma=gamma, temperature=temperature)
 
@@ -89,7 +116,7 @@ def standardize_logits(objective: Objective) -> Objective:
         def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
             student, teacher = (
                 Outputs(losses.standardize_logits(logits), outputs.features)
-                for logits, outputs in zip(_logits(term.name, student, teacher), (student, teacher), strict=True)
+                for logits, outputs in zip(_logits(term.name, student, teacher, batch), (student, teacher), strict=True)
             )
             return term.apply(params, state, student, teacher, batch, step=step)
 
@@ -127,34 +154,37 @@ def skewed_kl(*, alpha: Weight = 0.1, temperature: Weight = 1.0) -> Objective:
     return _on_logits(losses.skewed_kl, alpha=alpha, temperature=temperature)
 
 
-def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight = 4.0) -> Objective:
+def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight = 4.0, ignore: int | None = None) -> Objective:
     """Decoupled distillation, `losses.decoupled_kd`, over the examples that have a label (labels that are not negative).
 
     Args:
       alpha: weight of the labelled class against the rest; a number or a schedule.
       beta: weight of the rest among themselves; a number or a schedule.
       temperature: a number or a schedule.
+      ignore: a further label that stands for none, such as 255.
     """
-    return _on_labelled_logits(losses.decoupled_kd, alpha=alpha, beta=beta, temperature=temperature)
+    return _on_labelled_logits(losses.decoupled_kd, ignore, alpha=alpha, beta=beta, temperature=temperature)
 
 
-def normalized_kd(*, gamma: Weight = 1.5, temperature: Weight = 1.0) -> Objective:
+def normalized_kd(*, gamma: Weight = 1.5, temperature: Weight = 1.0, ignore: int | None = None) -> Objective:
     """Normalized distillation, `losses.normalized_kd`, over the examples that have a label.
 
     Args:
       gamma: weight of the classes other than the label; a number or a schedule.
       temperature: of those; a number or a schedule.
+      ignore: a further label that stands for none, such as 255.
     """
-    return _on_labelled_logits(losses.normalized_kd, gamma=gamma, temperature=temperature)
+    return _on_labelled_logits(losses.normalized_kd, ignore, gamma=gamma, temperature=temperature)
 
 
-def weighted_soft_labels(*, temperature: Weight = 2.0) -> Objective:
+def weighted_soft_labels(*, temperature: Weight = 2.0, ignore: int | None = None) -> Objective:
     """Soft targets weighted by how far the student lags behind, `losses.weighted_soft_labels`, over the labelled examples.
 
     Args:
       temperature: a number or a schedule.
+      ignore: a further label that stands for none, such as 255.
     """
-    return _on_labelled_logits(losses.weighted_soft_labels, temperature=temperature)
+    return _on_labelled_logits(losses.weighted_soft_labels, ignore, temperature=temperature)
 
 
 def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) -> Objective:
@@ -166,8 +196,7 @@ def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) ->
     """
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        del batch
-        logits = _logits('subset_soft_targets', student, teacher)
+        logits = _logits('subset_soft_targets', student, teacher, batch)
         return losses.subset_soft_targets(*logits, np.asarray(classes, np.int32), **hyperparameters)
 
     return from_function('subset_soft_targets', loss, temperature=temperature)
@@ -185,9 +214,12 @@ def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
         del teacher
-        kept = (require_entry('top_k_soft_targets', batch, name) for name in ('top_logits', 'top_indices', 'rest'))
+        found = [require_entry('top_k_soft_targets', batch, name) for name in ('top_logits', 'top_indices', 'rest')]
         logits = require_logits('top_k_soft_targets', 'student', student)
-        return losses.top_k_soft_targets(logits, *kept, temperature=temperature)
+        where = logit_counts(batch, logits.shape)
+        logits, top_logits, top_indices = (zero_outside(where, jnp.asarray(x)) for x in (logits, *found[:2]))
+        rest = zero_outside(None if where is None else where[..., 0], jnp.asarray(found[2]))
+        return losses.top_k_soft_targets(logits, top_logits, top_indices, rest, temperature=temperature)
 
     return from_function('top_k_soft_targets', loss)
 
@@ -207,31 +239,41 @@ def linear_soft_targets(
     name = 'linear_soft_targets'
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        del batch
         paths = (student_hidden, student_kernel), (teacher_hidden, teacher_kernel)
         sides = ('student', student, paths[0]), ('teacher', teacher, paths[1])
         arrays = [require_feature(name, side, outputs, path) for side, outputs, each in sides for path in each]
+        # A kernel may have as many rows as there are examples, and has no positions.
+        arrays[::2] = (counted_logits(batch, hidden) for hidden in arrays[::2])
         return losses.linear_soft_targets(*arrays, **hyperparameters)
 
     return from_function(name, loss, temperature=temperature)
 
 
-def _on_labelled_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:
+def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hyperparameters: Any) -> Objective:
     name = loss.__name__
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> Average:
-        labels = require_labels(name, batch)
-        return batch_mean(loss(*_logits(name, student, teacher), labels, **resolved), batch, labels >= 0)
+        logits = require_logits(name, 'student', student), require_logits(name, 'teacher', teacher)
+        labels, kept = class_labels(name, batch, logits[0], ignore=ignore)
+        pair = (zero_outside(kept[..., None], x) if x.shape[:-1] == kept.shape else x for x in logits)
+        values = nan_outside(loss(*pair, labels, **resolved), labels, logits[0].shape[-1])
+        return batch_mean(values, batch, kept)
 
-    return from_function(name, function, **hyperparameters)
+    return with_check(from_function(name, function, **hyperparameters), labels_check(name, 'labels', ignore=ignore))
 
 
 def _on_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:
     name = loss.__name__
-    return from_function(
-        name, lambda student, teacher, batch, **resolved: loss(*_logits(name, student, teacher), **resolved), **hyperparameters
-    )
+
+    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        return loss(*_logits(name, student, teacher, batch), **resolved)
+
+    return from_function(name, function, **hyperparameters)
 
 
-def _logits(term: str, student: Outputs, teacher: Outputs) -> tuple[jax.Array, jax.Array]:
-    return require_logits(term, 'student', student), require_logits(term, 'teacher', teacher)
+def _logits(term: str, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Both networks' logits over several classes, with zeros where they do not count."""
+    pair = require_logits(term, 'student', student), require_logits(term, 'teacher', teacher)
+    for logits in pair:
+        check_classes(term, logits)
+    return tuple(counted_logits(batch, x) for x in pair)

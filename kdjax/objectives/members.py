@@ -52,7 +52,11 @@ def of_member(objective: Objective, member: int, *, teacher: int | None = None) 
             student, teacher = sides(name, student, teacher)
             return term.apply(params, state, student, jax.lax.stop_gradient(teacher), batch, step=step)
 
-        return term._replace(name=name, init=init, apply=apply)
+        def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
+            if term.check is not None:
+                term.check(*sides(name, student, teacher), batch)
+
+        return term._replace(name=name, init=init, apply=apply, check=check)
 
     return Objective(tuple(own(term) for term in objective.terms))
 

@@ -1,4 +1,9 @@
-"""Objectives: what a student is trained for, as a weighted sum of terms that can be added, scaled and scheduled."""
+"""Objectives: what a student is trained for, as a weighted sum of terms that can be added, scaled and scheduled.
+
+Every term honours `batch['mask']` exactly as slicing would, and `batch['weights']`: a mean over examples or positions divides
+by the sum of the weights, and a weight of 0 is a mask. A term with one value for an example of several positions gives it the
+largest of their weights; one that relates the examples of a batch to each other asks only which weights are 0.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.batches import Batch
+from kdjax.batches import Batch, check_weights
 from kdjax.metrics import Average, divide, mean
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean
@@ -32,7 +37,12 @@ class TermApply(Protocol):
     def __call__(
         self, params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
-        """Returns the loss as a `Average`, further metrics by name, and the state after this batch."""
+        """Returns the loss as an `Average`, further metrics by name, and the state after this batch."""
+
+
+Check = Callable[[Outputs, Outputs, Batch], None]
+"""Raises where a batch holds values that a term cannot mean; `check(student, teacher, batch)`, of which the first two may be
+shapes. It runs on the host, where values are at hand: inside jit a label beyond the classes can be no error."""
 
 
 class Term(NamedTuple):
@@ -42,6 +52,7 @@ class Term(NamedTuple):
     init: TermInit
     apply: TermApply
     weights: tuple[Weight, ...] = ()
+    check: Check | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +106,29 @@ class Objective:
         # Abstract: costs no arithmetic, and reports shapes that do not fit before anything has been trained or written.
         jax.eval_shape(lambda *arguments: self.apply(*arguments, step=jnp.int32(0)), params, state, student, teacher, batch)
         return params, state
+
+    def check(self, student: Outputs, teacher: Outputs, batch: Batch) -> None:
+        """Checks the values of a batch, or of a whole data set, as far as the terms can tell right from wrong.
+
+        Args:
+          student: the student's outputs, or their shapes, for any number of examples.
+          teacher: the teacher's, likewise.
+          batch: numpy arrays, or others whose values are at hand.
+
+        Raises:
+          ValueError: a label beyond the classes or a negative weight, say.
+
+        >>> from kdjax import objectives
+        >>> student = Outputs(jax.ShapeDtypeStruct((8, 3), jnp.float32))
+        >>> objectives.hard_labels().check(student, Outputs(None), {'labels': np.array([0, 3])})
+        Traceback (most recent call last):
+        ...
+        ValueError: hard_labels: batch['labels'] must be below 3, or negative where there is none, got 3 (1 such)
+        """
+        check_weights(batch)
+        for term in self.terms:
+            if term.check is not None:
+                term.check(student, teacher, batch)
 
     def apply(
         self, params: dict, state: dict, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
@@ -165,6 +199,32 @@ def combine(**objectives: Objective) -> Objective:
     return Objective(tuple(terms))
 
 
+def with_check(objective: Objective, check: Check) -> Objective:
+    """The same objective, which also runs `check(student, teacher, batch)` when its data are checked; see `Objective.check`.
+
+    Args:
+      objective: any.
+      check: raises a ValueError where the batch, whose values are at hand, holds what the objective cannot mean.
+
+    >>> def check(student, teacher, batch):
+    ...     if batch['share'].max() > 1:
+    ...         raise ValueError('shares must be at most 1')
+    >>> share = from_function('share', lambda student, teacher, batch: batch['share'])
+    >>> with_check(share, check).check(Outputs(None), Outputs(None), {'share': np.array([2.0])})
+    Traceback (most recent call last):
+    ...
+    ValueError: shares must be at most 1
+    """
+    first = objective.terms[0]
+
+    def both(student: Outputs, teacher: Outputs, batch: Batch) -> None:
+        if first.check is not None:
+            first.check(student, teacher, batch)
+        check(student, teacher, batch)
+
+    return Objective((first._replace(check=both), *objective.terms[1:]))
+
+
 def evaluate(value: Weight, step: Any) -> jax.Array:
     """A number, or a schedule at a step, as a float32 scalar."""
     # optax's schedules promote dtypes implicitly, which would fail for users who forbid that in their own code.
@@ -178,8 +238,8 @@ def from_function(name: str, function: Callable[..., jax.Array | Average], **hyp
     Args:
       name: the term's name.
       function: `function(student, teacher, batch, **hyperparameters)` of the networks' `Outputs`; returns one value per example
-        [batch, ...], of which `batch['mask']` picks those that count, or a scalar, or a `Average`. No gradient flows into the
-        teacher's outputs.
+        [batch, ...], of which `batch_mean` takes those that count, by their weights, or a scalar, or an `Average`. No gradient
+        flows into the teacher's outputs.
       **hyperparameters: handed to the function; one that is callable is a schedule, and the function gets its value at the
         step.
 

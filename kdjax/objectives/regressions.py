@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.batches import Batch
-from kdjax.losses.features import average_pool
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, mask_of, require_feature
+from kdjax.objectives.arguments import batch_mean, feature_pair, feature_pairs, require_feature
 from kdjax.objectives.connectors import Convolutions, Regressor, apply_connector, init_connector
 from kdjax.objectives.objective import Objective, Term, with_parameters
+from kdjax.objectives.positions import counted_features, feature_counts, pool_positions, zero_outside
 
 INITIAL_VARIANCE = 5.0
 SMALLEST_VARIANCE = 1e-5
@@ -24,7 +24,8 @@ def vid(student: str, teacher: str) -> Objective:
     """Variational information distillation: the student's layer predicts the teacher's, with a variance per channel.
 
     The mean comes from three 1x1 convolutions, the variance is softplus(ρ) + 1e-5, begins at 5 and is trained; the loss is
-    `losses.vid`. The larger of the two images is average-pooled to the smaller. Published weight: 1.
+    `losses.vid`. The larger of two images is average-pooled to the smaller; layers may be of tokens [batch, length, width] too.
+    Published weight: 1.
 
     Args:
       student: path of the student's layer.
@@ -43,12 +44,10 @@ def vid(student: str, teacher: str) -> Objective:
         return {'mean': init_connector(model(target), key, source), 'rho': rho}
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del batch
-        source, target = features(student, teacher)
-        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
-        source, target = (average_pool(x.astype(jnp.float32), size) for x in (source, target))
+        source, target = _to_one_size(batch, *features(student, teacher))
         variance = jax.nn.softplus(params['rho']) + SMALLEST_VARIANCE
-        return losses.vid(apply_connector(model(target), params['mean'], source), variance, target)
+        predicted = apply_connector(model(target), params['mean'], source)
+        return losses.vid(predicted, variance, target, where=feature_counts(batch, target.shape))
 
     return with_parameters('vid', init, loss)
 
@@ -94,20 +93,20 @@ def factor_transfer(
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
-        source, target = features(student, jax.lax.stop_gradient(teacher))
-        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
-        source, target = (average_pool(x.astype(jnp.float32), size) for x in (source, target))
+        source, target = _to_one_size(batch, *features(student, jax.lax.stop_gradient(teacher)))
+        where = feature_counts(batch, target.shape)
         encoder, decoder = models(target)
         # Adam's momentum goes on moving the encoder where its gradient is zero: after pretraining, what counts is the copy.
         if pretraining:
             pretrained = step > pretraining
             state = jax.tree.map(lambda new, old: jnp.where(pretrained, old, new), params['encoder'], state)
         fixed = jax.lax.stop_gradient(state if pretraining else params['encoder'])
-        decoded = apply_connector(decoder, params['decoder'], apply_connector(encoder, params['encoder'], target))
-        autoencoder = losses.hint(decoded, target)
-        transfer = losses.factor_transfer(
-            apply_connector(encoder, params['translator'], source), apply_connector(encoder, fixed, target), variant=variant
-        )
+        factor = apply_connector(encoder, params['encoder'], target, mask=where)
+        decoded = apply_connector(decoder, params['decoder'], factor, mask=where)
+        autoencoder = losses.hint(decoded, target, where=where)
+        factors = ((params['translator'], source), (fixed, target))
+        pair = (apply_connector(encoder, weights, x, mask=where) for weights, x in factors)
+        transfer = losses.factor_transfer(*pair, where=where, variant=variant)
         values = jnp.where(step < pretraining, autoencoder, transfer) if pretraining else autoencoder + transfer
         extra = {'autoencoder': batch_mean(autoencoder, batch)}
         return batch_mean(values, batch), extra, state
@@ -139,11 +138,11 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
         return init_connector(model(target), key, source)
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        source, target = features(student, teacher)
+        source, target = counted_features(batch, *features(student, teacher))
         scale, bias = (require_feature('overhaul', 'teacher', teacher, f'{norm}/{name}') for name in ('scale', 'bias'))
-        mask = mask_of(batch, target.shape)
-        regressed = apply_connector(model(target), params, source, mask=mask)
-        return losses.overhaul(regressed, target, losses.overhaul_margin(bias, jnp.abs(scale)))
+        where = feature_counts(batch, target.shape)
+        regressed = apply_connector(model(target), params, source, mask=where)
+        return losses.overhaul(regressed, target, losses.overhaul_margin(bias, jnp.abs(scale)), where=where)
 
     return with_parameters('overhaul', init, loss)
 
@@ -154,7 +153,8 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
     From the last stage to the first, a stage goes through a 1x1 convolution with batch norm, is mixed with what came of the
     stage behind it (enlarged to its size) by a pair of attention maps that both decide, and leads through a 3x3 convolution
     with batch norm to the teacher's channels; each is compared by `losses.hierarchical_context`, and the values are summed. The
-    authors warm the weight up over 20 epochs.
+    authors warm the weight up over 20 epochs. The windows of the loss's pools are those of the padded images, so images of one
+    size are best padded alike in all batches.
 
     Args:
       student: paths of the student's stages, from input to output.
@@ -171,10 +171,12 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
         return init_connector(model(targets, sources), key, *sources)
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        sources, targets = features(student, teacher)
-        mask = mask_of(batch, targets[-1].shape)
-        fused = apply_connector(model(targets, sources), params, *sources, mask=mask)
-        return sum(losses.hierarchical_context(x, target) for x, target in zip(fused, targets, strict=True))
+        sources, targets = (counted_features(batch, *layers) for layers in features(student, teacher))
+        masks = [feature_counts(batch, target.shape) for target in targets]
+        # Either all stages have a mask or none has.
+        fused = apply_connector(model(targets, sources), params, *sources, mask=None if masks[0] is None else masks)
+        values = [losses.hierarchical_context(*pair, where=where) for *pair, where in zip(fused, targets, masks, strict=True)]
+        return sum(values)
 
     return with_parameters('hierarchical_context', init, loss)
 
@@ -191,19 +193,28 @@ class _Review(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, *stages: jax.Array, mask: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    def __call__(self, *stages: jax.Array, mask: Sequence[jax.Array] | None = None) -> tuple[jax.Array, ...]:
         fused, behind = [], None
+        masks = [None] * len(stages) if mask is None else mask
         for i, (x, channels) in reversed(list(enumerate(zip(stages, self.channels, strict=True)))):
             x = nn.Conv(self.width, (1, 1), use_bias=False, name=f'reduce{i}')(x)
-            x = nn.BatchNorm(use_running_average=False, name=f'reduce_norm{i}')(x, mask=mask)
+            x = nn.BatchNorm(use_running_average=False, name=f'reduce_norm{i}')(x, mask=masks[i])
             if behind is not None:
                 behind = jax.image.resize(behind, x.shape, 'nearest')
                 attention = nn.sigmoid(nn.Conv(2, (1, 1), name=f'attention{i}')(jnp.concatenate([x, behind], axis=-1)))
                 x = x * attention[..., :1] + behind * attention[..., 1:]
             behind = x
-            y = nn.Conv(channels, (3, 3), use_bias=False, name=f'expand{i}')(x)
-            fused.append(nn.BatchNorm(use_running_average=False, name=f'expand_norm{i}')(y, mask=mask))
+            y = nn.Conv(channels, (3, 3), use_bias=False, name=f'expand{i}')(zero_outside(masks[i], x))
+            fused.append(nn.BatchNorm(use_running_average=False, name=f'expand_norm{i}')(y, mask=masks[i]))
         return tuple(reversed(fused))
+
+
+def _to_one_size(batch: Batch, source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
+    """Both in float32 with zeros where they do not count, the larger of two images pooled to the smaller."""
+    if source.ndim == target.ndim == 4:
+        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
+        return tuple(pool_positions(batch, x, size) for x in (source, target))
+    return tuple(x.astype(jnp.float32) for x in counted_features(batch, source, target))
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:

@@ -1,18 +1,22 @@
 """Objectives on relations between the examples of a batch. They see the whole batch, on one device or on many.
 
-Layers may have any widths. None trains anything: relations are compared, not coordinates.
+Layers may have any widths. None trains anything: relations are compared, not coordinates. A layer [batch, positions, channels]
+is flattened with zeros for the positions that do not count, so that padding changes nothing. Each is a scalar, not a mean over
+examples: of the batch's weights it matters only which are 0.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.batches import Batch
+from kdjax.batches import Batch, counted_examples
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import feature_pair, feature_pairs, kept_examples, require_logits
+from kdjax.objectives.arguments import feature_pair, feature_pairs, require_logits
 from kdjax.objectives.objective import Objective, Weight, from_function
+from kdjax.objectives.positions import counted_features, counted_logits, logit_counts, zero_outside
 
 
 def similarity_preserving(student: str, teacher: str) -> Objective:
@@ -82,7 +86,9 @@ def instance_graph(student: Sequence[str], teacher: Sequence[str], **hyperparame
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         logits = [require_logits('instance_graph', side, x) for side, x in (('student', student), ('teacher', teacher))]
-        return losses.instance_graph(*logits, *features(student, teacher), where=kept_examples(batch), **resolved)
+        layers = [counted_features(batch, *side) for side in features(student, teacher)]
+        vertices = (_over_counted(batch, x) for x in logits)
+        return losses.instance_graph(*vertices, *layers, where=counted_examples(batch), **resolved)
 
     return from_function('instance_graph', loss, **hyperparameters)
 
@@ -91,6 +97,17 @@ def _on_relations(loss: Callable[..., jax.Array], student: str, teacher: str, **
     features = feature_pair(loss.__name__, student, teacher)
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        return loss(*features(student, teacher), where=kept_examples(batch), **resolved)
+        pair = counted_features(batch, *features(student, teacher))
+        return loss(*pair, where=counted_examples(batch), **resolved)
 
     return from_function(loss.__name__, function, **hyperparameters)
+
+
+def _over_counted(batch: Batch, logits: jax.Array) -> jax.Array:
+    """Logits whose mean of squares over all positions is that over the positions that count."""
+    where = logit_counts(batch, logits.shape)
+    if where is None or logits.ndim < 3:
+        return counted_logits(batch, logits)
+    inner = tuple(range(1, logits.ndim))
+    share = jnp.mean(jnp.broadcast_to(where, (*logits.shape[:-1], 1)), axis=inner, keepdims=True, dtype=jnp.float32)
+    return zero_outside(where, logits.astype(jnp.float32)) / jnp.sqrt(jnp.where(share > 0, share, 1.0))

@@ -10,9 +10,10 @@ import jax
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import feature_pair, kept_elements
+from kdjax.objectives.arguments import feature_pair
 from kdjax.objectives.lifting import connected, where_shapes_differ
 from kdjax.objectives.objective import Objective, from_function
+from kdjax.objectives.positions import position_counts
 
 
 def hidden_cosine(student: str, teacher: str) -> Objective:
@@ -23,8 +24,8 @@ def hidden_cosine(student: str, teacher: str) -> Objective:
       teacher: path of the teacher's layer.
     """
 
-    def loss(projected: jax.Array, target: jax.Array, batch: Batch) -> jax.Array:
-        return losses.hidden_cosine(projected, target, where=_tokens(batch, target.shape[:2]))
+    def loss(projected: jax.Array, target: jax.Array, *, where: jax.Array | None) -> jax.Array:
+        return losses.hidden_cosine(projected, target, where=None if where is None else where[..., 0])
 
     return connected('hidden_cosine', loss, student, teacher, where_shapes_differ)
 
@@ -55,11 +56,7 @@ def _on_heads(name: str, student: str, teacher: str, **hyperparameters: Any) -> 
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         source, target = features(student, teacher)
-        where = _tokens(batch, (target.shape[0], target.shape[2]))
+        where = position_counts(batch, (target.shape[0], *target.shape[2:]))
         return getattr(losses, name)(source, target, where=where, **resolved)
 
     return from_function(name, function, **hyperparameters)
-
-
-def _tokens(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
-    return jax.numpy.broadcast_to(kept_elements(batch, shape), shape) if 'mask' in batch else None

@@ -3,13 +3,16 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax.batches import Batch
+from kdjax.batches import Batch, counts
 from kdjax.networks import Outputs
-from kdjax.objectives.arguments import kept_examples, require_entry, require_feature, require_logits
+from kdjax.objectives.arguments import require_entry, require_feature, require_logits
+from kdjax.objectives.labels import check_classes
 from kdjax.objectives.lifting import connected, where_shapes_differ
 from kdjax.objectives.objective import Objective, Weight, from_function
+from kdjax.objectives.positions import counted_features, counted_logits, feature_counts
 
 
 def reconstruction(student: str | None = None, teacher: str | None = None) -> Objective:
@@ -28,7 +31,10 @@ def reconstruction(student: str | None = None, teacher: str | None = None) -> Ob
     def loss(student_outputs: Outputs, teacher_outputs: Outputs, batch: Batch) -> jax.Array:
         inputs = teacher == 'inputs'
         target = require_entry('reconstruction', batch, 'inputs') if inputs else pick('teacher', teacher_outputs, teacher)
-        return losses.reconstruction(pick('student', student_outputs, student), target)
+        if not hasattr(target, 'shape'):
+            raise ValueError('reconstruction: the inputs are several arrays: make a feature of the one to reproduce')
+        made, target = counted_features(batch, pick('student', student_outputs, student), jnp.asarray(target))
+        return losses.reconstruction(made, target, where=feature_counts(batch, made.shape))
 
     return from_function('reconstruction', loss)
 
@@ -41,12 +47,9 @@ def attention_distillation(student: str, teacher: str, *, variant: str = 'layer'
       teacher: path of the teacher's layer.
       variant: as in the loss.
     """
-
-    def loss(regressed: jax.Array, target: jax.Array, batch: Batch) -> jax.Array:
-        del batch
-        return losses.attention_distillation(regressed, target, variant=variant)
-
-    return connected('attention_distillation', loss, student, teacher, where_shapes_differ)
+    return connected(
+        'attention_distillation', losses.attention_distillation, student, teacher, where_shapes_differ, variant=variant
+    )
 
 
 def activation_size(student: str) -> Objective:
@@ -57,8 +60,9 @@ def activation_size(student: str) -> Objective:
     """
 
     def loss(student_outputs: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del teacher, batch
-        return losses.activation_size(require_feature('activation_size', 'student', student_outputs, student))
+        del teacher
+        (feature,) = counted_features(batch, require_feature('activation_size', 'student', student_outputs, student))
+        return losses.activation_size(feature)
 
     return from_function('activation_size', loss)
 
@@ -66,12 +70,18 @@ def activation_size(student: str) -> Objective:
 def diversity(**hyperparameters: Weight) -> Objective:
     """`losses.diversity` of the student's logits: confident for each example, diverse over the batch.
 
+    Positions [batch, positions, classes] are examples too. A scalar: of the batch's weights it matters only which are 0.
+
     Args:
       **hyperparameters: as in the loss; numbers or schedules.
     """
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         del teacher
-        return losses.diversity(require_logits('diversity', 'student', student), where=kept_examples(batch), **resolved)
+        logits = counted_logits(batch, require_logits('diversity', 'student', student))
+        check_classes('diversity', logits)
+        where = counts(batch, logits.shape[:-1])
+        where = None if where is None else jnp.broadcast_to(where, logits.shape[:-1]).reshape(-1)
+        return losses.diversity(logits.reshape(-1, logits.shape[-1]), where=where, **resolved)
 
     return from_function('diversity', loss, **hyperparameters)

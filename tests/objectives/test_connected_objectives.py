@@ -99,7 +99,7 @@ def by_hand(params, state, student, teacher, rows, keep):
 
     def embedded(name, side, x):
         layer = params[name][side]['Dense_0']
-        y = x.reshape(len(x), -1) @ layer['kernel'] + layer['bias'][None]
+        y = x.reshape(len(x), -1, x.shape[-1]).mean(1) @ layer['kernel'] + layer['bias'][None]
         return y / jnp.linalg.norm(y, axis=1, keepdims=True)
 
     def vid(p):

@@ -160,3 +160,25 @@ def test_a_batch_must_say_which_examples_it_holds():
 def test_labels_must_leave_negatives():
     with pytest.raises(ValueError, match=r'^class_index: [^\n]+$'):
         objectives.crd('s', 't', np.zeros(5, np.int32))
+
+
+@pytest.mark.parametrize('outside', [-1, EXAMPLES])
+def test_an_index_outside_the_banks_is_an_error_or_nan_and_moves_no_row(outside):
+    objective = objectives.crd('s', 't', LABELS, negatives=2, width=CLASSES, temperature=0.5)
+    params, state = classes_as_embeddings(objective, LABELS)
+    index = np.array([0, 1, outside, 3], np.int32)
+    x = np.eye(CLASSES, dtype=np.float32)[[1, 1, 2, 2]]
+    sides = features(s=x), features(t=x)
+    told = rf"^crd: batch\['index'\] must be one of the 12 examples with labels, got {outside} \(1 such\)$"
+    with pytest.raises(ValueError, match=told):
+        objective.apply(params, state, *sides, {'index': index}, step=0)
+    with pytest.raises(ValueError, match=told):
+        objective.check(*sides, {'index': index})
+    loss, moved = run(objective, params, state, *sides, {'index': index}, 0)
+    assert np.isnan(loss)
+    for name in ('student_bank', 'teacher_bank'):
+        changed = np.any(moved['crd'][name] != state['crd'][name], axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(changed), [0, 3])
+    masked = {'index': index, 'mask': np.array([True, True, False, True])}
+    objective.check(*sides, masked)
+    assert np.isfinite(run(objective, params, state, *sides, masked, 0)[0])

@@ -1,7 +1,10 @@
 """The cross-entropy with labels: missing labels, smoothing, sequences and extremes."""
 
+import jax
 import numpy as np
+import pytest
 from lifted_checks import CLASSES, LABELS, outputs, value_and_gradients
+from objective_checks import init_error
 
 from kdjax import objectives
 from kdjax.networks import Outputs
@@ -72,3 +75,99 @@ def test_hard_labels_are_finite_for_logits_of_minus_infinity():
             np.testing.assert_array_less(1e29, value)
             assert np.isfinite(value)
             assert np.all(np.isfinite(gradient))
+
+
+def dense(seed=2):
+    """Logits [2, 4, 5] and labels of which some are 255."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(2, 4, CLASSES)).astype(np.float32)
+    labels = np.array([[0, 255, 255, 4], [255, 2, 255, 255]], np.int32)
+    return logits, labels
+
+
+def test_a_label_of_255_does_not_count_once_it_is_ignored():
+    """As where it is negative; left as it is, it would be a class that nothing predicts, of a loss of 0."""
+    logits, labels = dense()
+    value, metrics, gradient = hard_labels_value(objectives.hard_labels(ignore=255), logits, labels)
+    kept = labels != 255
+    np.testing.assert_allclose(value, hard_labels_oracle(logits[kept], labels[kept]), rtol=1e-5)
+    assert metrics['hard_labels'].count == 3
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), kept)
+    for name in ('decoupled_kd', 'normalized_kd', 'weighted_soft_labels'):
+        make, state = getattr(objectives, name), {name: {}}
+        teacher = Outputs(logits[::-1])
+        ignored = value_and_gradients(make(ignore=255), state, state, Outputs(logits), teacher, {'labels': labels})
+        missing = value_and_gradients(make(), state, state, Outputs(logits), teacher, {'labels': np.where(kept, labels, -1)})
+        for x, y in zip(jax.tree.leaves(ignored), jax.tree.leaves(missing), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_class_weights_multiply_the_values_and_what_they_are_divided_by():
+    student, _ = outputs()
+    weights = np.array([1.0, 0.0, 2.0, 0.5, 3.0])
+    log_p = student.logits - np.log(np.sum(np.exp(student.logits), axis=-1, keepdims=True))
+    rows = np.flatnonzero(LABELS >= 0)
+    own = np.abs(np.random.default_rng(3).normal(size=len(LABELS))).astype(np.float32)
+    for batch, factors in (({}, weights[LABELS[rows]]), ({'weights': own}, weights[LABELS[rows]] * own[rows])):
+        value, metrics, _ = hard_labels_value(objectives.hard_labels(class_weights=weights), student.logits, LABELS, batch)
+        np.testing.assert_allclose(value, -np.sum(factors * log_p[rows, LABELS[rows]]) / np.sum(factors), rtol=1e-5)
+        np.testing.assert_allclose(metrics['hard_labels'].count, np.sum(factors), rtol=1e-6)
+
+
+LABELLED = {
+    'hard_labels': objectives.hard_labels(),
+    'decoupled_kd': objectives.decoupled_kd(),
+    'normalized_kd': objectives.normalized_kd(),
+    'weighted_soft_labels': objectives.weighted_soft_labels(),
+    'mixed_labels': objectives.mixed_labels(),
+}
+
+
+@pytest.mark.parametrize('name', list(LABELLED))
+def test_a_label_beyond_the_classes_is_an_error_or_nan_and_never_a_number(name):
+    """Labels from 1 to the number of classes, say. Behind a mask it may be anything."""
+    logits, labels = dense()
+    labels = np.where(labels == 255, 1, labels)
+    objective, state = LABELLED[name], {name: {}}
+    batch = {'labels': labels, 'other_labels': labels, 'share': np.full(labels.shape, 0.5, np.float32)}
+    wrong = {**batch, 'labels': labels + 1}
+    told = rf"^{name}: batch\['labels'\] must be below 5, or negative where there is none, got 5 \(1 such\)$"
+    arguments = state, state, Outputs(logits), Outputs(logits[::-1])
+    with pytest.raises(ValueError, match=told):
+        objective.apply(*arguments, wrong, step=0)
+    shapes = [Outputs(jax.ShapeDtypeStruct((9, 4, CLASSES), np.float32))] * 2
+    objective.check(*shapes, batch)
+    for each in (
+        objective,
+        objectives.in_stages([objective, objectives.logit_mse()], [3]),
+        objectives.constraint(2.0 * objective, 0.1),
+        objectives.combine(a=objectives.logit_mse(), b=objective),
+        objectives.standardize_logits(objective),
+    ):
+        with pytest.raises(ValueError, match=told):
+            each.check(*shapes, wrong)
+    with pytest.raises(ValueError, match=told):
+        objectives.from_recorded_logits(objective).check(*shapes, {**wrong, 'teacher_logits': logits})
+    member = Outputs(None, {'0/logits': shapes[0].logits, '1/logits': shapes[0].logits})
+    with pytest.raises(ValueError, match='must be below 5'):
+        objectives.of_member(objective, 1).check(member, shapes[1], wrong)
+
+    traced = value_and_gradients(objective, *arguments, wrong)
+    assert np.isnan(traced[0])
+    hidden = labels + 1 < 5
+    value, _, gradients = value_and_gradients(objective, *arguments, {**wrong, 'mask': hidden})
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
+    objective.check(*shapes, {**wrong, 'mask': hidden})
+
+
+@pytest.mark.parametrize('name', list(LABELLED))
+def test_labels_that_are_no_integers_and_logits_of_one_class_are_refused(name):
+    logits, labels = dense()
+    batch = {'labels': labels, 'other_labels': labels, 'share': np.ones(labels.shape, np.float32)}
+    message = init_error(LABELLED[name], Outputs(logits), Outputs(logits), {**batch, 'labels': labels.astype(np.float32)})
+    assert message == f"{name}: batch['labels'] must be integers from 0, got float32"
+    message = init_error(LABELLED[name], Outputs(logits[..., :1]), Outputs(logits[..., :1]), batch)
+    assert message == (
+        f'{name} compares classes, and logits (2, 4, 1) have 1: take binary_labels for one yes or no, regression for a number'
+    )

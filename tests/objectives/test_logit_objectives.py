@@ -154,3 +154,19 @@ def test_what_is_missing_is_named(name):
     assert message == f'{name} needs the logits of a student, and there are none'
     if name in LABELLED:
         assert init_error(objective, STUDENT, TEACHER, {'mask': MASK}) == f"{name} needs batch['labels']; the batch has mask"
+
+
+@pytest.mark.parametrize(
+    'name', ['soft_targets', 'hard_targets', 'dist', 'reverse_kl', 'jensen_shannon', 'skewed_kl', 'diversity', *LABELLED]
+)
+def test_a_softmax_over_one_logit_is_refused(name):
+    """It is 1 whatever the network says, and nothing would be learnt."""
+    one = Outputs(np.ones((BATCH, 1), np.float32))
+    message = init_error(getattr(objectives, name)(), one, one, {'labels': np.zeros(BATCH, np.int32)})
+    assert message.startswith(f'{name} compares classes, and logits (6, 1) have 1: take binary_labels for one yes or no')
+
+
+def test_one_logit_may_be_regressed_to():
+    one, other = Outputs(np.ones((BATCH, 1), np.float32)), Outputs(np.zeros((BATCH, 1), np.float32))
+    state = {'logit_mse': {}}
+    assert objectives.logit_mse().apply(state, state, one, other, {}, step=0)[0] == 1

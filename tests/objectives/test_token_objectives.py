@@ -156,4 +156,4 @@ def test_missing_layers_and_masks_of_other_lengths_are_errors(make):
     message = init_error(make('x', 'y'), layers, layers, {})
     assert message.startswith(f"{make.__name__}: the teacher gives no feature 'y' (it gives: x)")
     message = init_error(make('x', 'x'), layers, layers, {'mask': np.ones((BATCH, LENGTH + 1), bool)})
-    assert message.startswith("batch['mask'] must be boolean, of examples (4,) or of tokens [batch, length]")
+    assert message.startswith('a mask or weights (4, 6) do not fit a feature (4, 5')

@@ -152,6 +152,16 @@ def test_diversity_takes_the_mask_of_tokens_as_one_of_examples():
             'domain_discrimination: the student gives no feature',
         ),
         (objectives.domain_discrimination('domain'), {'domains': DOMAINS[:3]}, 'domain_discrimination: '),
+        (
+            objectives.domain_discrimination('domain'),
+            {'domains': jnp.zeros(BATCH)},
+            r"domain_discrimination: batch\['domains'\] ",
+        ),
+        (
+            objectives.reconstruction(None, 'inputs'),
+            {'inputs': {'ids': INPUTS}},
+            'reconstruction: the inputs are several arrays',
+        ),
     ],
 )
 def test_what_is_missing_is_a_one_line_error_at_init(objective, batch, message):
@@ -169,8 +179,8 @@ def test_losses_of_logits_say_that_a_network_has_none():
 def discriminate(params, feature, domains):
     """By hand: the mean cross-entropy of a discriminator with one hidden layer over the examples of a known domain."""
     hidden, out = params['Dense_0'], params['Dense_1']
-    flat = feature.reshape(feature.shape[0], -1)
-    x = jnp.maximum(jnp.einsum('bi,ih->bh', flat, hidden['kernel']) + hidden['bias'][None], 0.0)
+    pooled = feature.mean(1)
+    x = jnp.maximum(jnp.einsum('bi,ih->bh', pooled, hidden['kernel']) + hidden['bias'][None], 0.0)
     log_p = jax.nn.log_softmax(jnp.einsum('bh,hd->bd', x, out['kernel']) + out['bias'][None])
     known = domains >= 0
     costs = -jnp.take_along_axis(log_p, jnp.maximum(domains, 0)[:, None], axis=1)[:, 0]
@@ -225,6 +235,21 @@ def test_unknown_domains_and_masked_examples_do_not_count(discriminator):
     value, back = gradients(discriminator, feature, {'domains': jnp.full(BATCH, -1), 'mask': MASK}, 0)
     assert value == 0
     assert not any(np.any(leaf != 0) for leaf in jax.tree.leaves(back))
+
+
+def test_a_domain_that_there_is_not_is_an_error_or_nan(discriminator):
+    objective = objectives.domain_discrimination('domain', domains=3, hidden=8)
+    feature, told = (
+        STUDENT.features['domain'],
+        r"^domain_discrimination: batch\['domains'\] must be below 3, [^\n]+got 3 \(1 such\)$",
+    )
+    with pytest.raises(ValueError, match=told):
+        objective.check(STUDENT, TEACHER, {'domains': DOMAINS.at[0].set(3)})
+    gradients = adversary(objective)
+    assert np.isnan(gradients(discriminator, feature, {'domains': DOMAINS.at[0].set(3), 'mask': MASK}, 0)[0])
+    masked = {'domains': DOMAINS.at[1].set(3), 'mask': MASK}
+    assert np.isfinite(gradients(discriminator, feature, masked, 0)[0])
+    objective.check(STUDENT, TEACHER, masked)
 
 
 def test_the_reversal_may_be_a_schedule(discriminator):
