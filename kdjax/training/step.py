@@ -184,8 +184,7 @@ def distillation(
         check_batch(data)
         shapes = jax.eval_shape(lambda x: x, take_examples(data, slice(0, batch_size)))
         variables = jax.eval_shape(student.init, jax.random.key(0), shapes['inputs'])
-        if hasattr(objective, 'check'):
-            objective.check(*output_shapes(variables, shapes['inputs']), data)
+        objective.check(*output_shapes(variables, shapes['inputs']), data)
 
     return Problem(init, step, check)
 
