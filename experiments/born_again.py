@@ -87,7 +87,15 @@ def main(config: Config) -> None:
     network_of |= dict.fromkeys((GENERATIONS, STRANGERS), networks.ensemble([network] * (config.generations + 1)))
     rows = scenarios.measure(network_of, made, dataset.test, output)
     title = f'{config.generations} generations of born-again networks'
-    reporting.write_report(output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=dataset,
+        started=started,
+        devices=runs.devices_used(config.batch_size),
+        notes=conclusion(rows),
+    )
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

@@ -122,6 +122,7 @@ def main(config: Config) -> None:
         title=f'CIFAR-10 pair, {config.settings} settings',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(settings.batch_size),
         notes=conclusion(rows, len(train['labels']), settings),
     )
 
@@ -148,11 +149,11 @@ def measure(
 def conclusion(rows: list[reporting.Row], examples: int, settings: Settings) -> str:
     """What the table shows, with the standard error of the difference."""
     _, alone, distilled = rows
-    gain, error = reporting.difference(distilled, alone)
+    gain = reporting.in_points(*reporting.difference(distilled, alone))
     return (
         f'Trained on {examples:,} images, the one teacher for {settings.teacher_epochs} epochs and every student for '
-        f'{settings.epochs}. Distilling changes the accuracy of the student by {100 * gain:+.2f} points (standard error '
-        f'{100 * error:.2f}). Negative log likelihood (nll) in nats; agreement: share of test images on which network and '
+        f'{settings.epochs}. Distilling changes the accuracy of the student by {gain}. '
+        'Negative log likelihood (nll) in nats; agreement: share of test images on which network and '
         'teacher prefer the same class.'
     )
 

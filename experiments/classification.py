@@ -135,7 +135,7 @@ def main(config: Config) -> None:
     folder = pathlib.Path(config.teachers) / f'{config.teacher}-{settings}-{fingerprint:08x}'
     folder.mkdir(parents=True, exist_ok=True)
     taught_by = train(teaching, teacher, folder, 'teacher', 1000, dataset.train)
-    if taught_by.resumed_from == config.epochs:
+    if taught_by.resumed_from == config.epochs * steps:
         print(f'The teacher was found in {folder}')
     fitted: dict[str, list[training.Fitted]] = {'teacher': [taught_by]}
     teacher_variables = taught_by.best_variables
@@ -158,6 +158,7 @@ def main(config: Config) -> None:
         title=f'{config.teacher} to {config.student} on {dataset.name}: {config.recipe}',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows),
         draw=figures.draw_accuracy,
     )
@@ -187,10 +188,10 @@ def measure(
 def conclusion(rows: list[reporting.Row]) -> str:
     """What the table shows, with the standard error of the difference."""
     _, alone, distilled = rows
-    gain, error = reporting.difference(distilled, alone)
+    gain = reporting.in_points(*reporting.difference(distilled, alone))
     return (
-        f'Distilling changes the accuracy of the student by {100 * gain:+.2f} points (standard error {100 * error:.2f}), last '
-        'epoch against last epoch; all students had the best epoch of one teacher. Best accuracy: of the epoch that is best on '
+        f'Distilling changes the accuracy of the student by {gain}, last epoch '
+        ' against last epoch; all students had the best epoch of one teacher. Best accuracy: of the epoch that is best on '
         'the validation split. Agreement: share of test examples on which network and teacher prefer the same class. Negative '
         'log likelihood (nll) in nats.'
     )

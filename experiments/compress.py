@@ -89,6 +89,7 @@ def main(config: Config) -> None:
         title=f'Distil, prune, quantize: {dataset.name}',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=f'{conclusion(rows)}\n\n{NOTES}',
         batch_sizes=BATCH_SIZES,
         table=table,
@@ -205,11 +206,10 @@ def conclusion(rows: Sequence[reporting.Row]) -> str:
     student = rows[1]
     near = [row for row in rows[1:] if np.mean(row.accuracies) >= np.mean(student.accuracies) - 0.01]
     smallest = min(near, key=lambda row: row.size)
-    change, error = reporting.difference(smallest, student)
     return (
         f'The smallest network within a point of the distilled student is "{smallest.name}", with {smallest.size:,} bytes, '
         f'1/{1 / smallest.extra["of_teacher"]:.1f} of the teacher and 1/{1 / smallest.extra["of_student"]:.1f} of the student; '
-        f'its accuracy differs by {100 * change:+.2f} points (standard error {100 * error:.2f}).'
+        f'its accuracy differs by {reporting.in_points(*reporting.difference(smallest, student))}.'
     )
 
 
@@ -246,7 +246,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _percent(row: dict[str, Any], key: str) -> str:
-    return reporting.spread(100 * row[f'{key}_mean'], 100 * row[f'{key}_std'], row['runs'], 2)
+    return reporting.spread(row, key, 2, scale=100)
 
 
 COLORS = {'not pruned': 'tab:blue', 'unstructured': 'tab:orange', '2:4': 'tab:green', 'channels': 'tab:red'}
@@ -275,7 +275,7 @@ def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> N
             axes.errorbar(
                 row[cost],
                 100 * row['accuracy_mean'],
-                yerr=100 * row['accuracy_std'],
+                yerr=figures.error_bar(row, 'accuracy'),
                 fmt=marker,
                 color=color,
                 markerfacecolor=fill,

@@ -94,7 +94,15 @@ def main(config: Config) -> None:
     network_of = {name: ensemble if name == ENSEMBLE else member for name in made}
     rows = scenarios.measure(network_of, made, dataset.test, output)
     title = f'{config.teachers} teachers into one student'
-    reporting.write_report(output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=dataset,
+        started=started,
+        devices=runs.devices_used(config.batch_size),
+        notes=conclusion(rows),
+    )
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

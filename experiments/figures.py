@@ -32,12 +32,24 @@ def save(figure: plt.Figure, path: pathlib.Path) -> None:
     plt.close(figure)
 
 
+def error_bar(row: dict[str, Any], key: str, scale: float = 100) -> float:
+    """The deviation of a column, for matplotlib; NaN, which it does not draw, where one seed says nothing of it."""
+    return float('nan') if row[f'{key}_std'] is None else scale * row[f'{key}_std']
+
+
 def draw_accuracy(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
     """Draws accuracy against shipped bytes, with error bars."""
     with one_panel(path, title, (7, 4.5)) as axes:
         for row, marker in zip(results, MARKERS * len(results), strict=False):
-            mean, deviation = (100 * row[f'accuracy_{part}'] for part in ('mean', 'std'))
-            axes.errorbar(row['bytes'], mean, yerr=deviation, fmt=marker, capsize=3, markersize=8, label=row['name'])
+            axes.errorbar(
+                row['bytes'],
+                100 * row['accuracy_mean'],
+                yerr=error_bar(row, 'accuracy'),
+                fmt=marker,
+                capsize=3,
+                markersize=8,
+                label=row['name'],
+            )
         axes.set(xscale='log', xlabel='shipped bytes', ylabel='test accuracy (%)')
 
 
@@ -55,7 +67,7 @@ def draw_rows(
     with one_panel(path, title, (8, 1.5 + 0.28 * len(results))) as axes:
         for (key, label), marker in zip(series.items(), MARKERS, strict=False):
             rows = [(i, row) for i, row in enumerate(results) if f'{key}_mean' in row]
-            means, deviations = ([100 * row[f'{key}_{part}'] for _, row in rows] for part in ('mean', 'std'))
-            axes.errorbar(means, [i for i, _ in rows], xerr=deviations, fmt=marker, capsize=3, label=label)
+            means, bars = [100 * row[f'{key}_mean'] for _, row in rows], [error_bar(row, key) for _, row in rows]
+            axes.errorbar(means, [i for i, _ in rows], xerr=bars, fmt=marker, capsize=3, label=label)
         axes.set(xlabel='test accuracy (%)', yticks=range(len(results)), yticklabels=[row['name'] for row in results])
         axes.invert_yaxis()

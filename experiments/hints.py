@@ -115,7 +115,15 @@ def main(config: Config) -> None:
     network_of = dict.fromkeys(made, student) | {TAUGHT_BY: teacher}
     rows = scenarios.measure(network_of, made, dataset.test, output)
     title = 'Hints for a thin deep student'
-    reporting.write_report(output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=dataset,
+        started=started,
+        devices=runs.devices_used(config.batch_size),
+        notes=conclusion(rows),
+    )
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

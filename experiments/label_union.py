@@ -116,7 +116,15 @@ def main(config: Config) -> None:
         for row in scenarios.measure(network_of, made, both.test, output)
     ]
     title = f'{config.first} and {config.second} into one student'
-    reporting.write_report(output, rows, title=title, dataset=both, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=both,
+        started=started,
+        devices=runs.devices_used(config.batch_size),
+        notes=conclusion(rows),
+    )
 
 
 def unite(first: data.Dataset, second: data.Dataset) -> data.Dataset:

@@ -125,6 +125,7 @@ def main(config: Config) -> None:
         title=f'Distillation methods on {dataset.name}',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(BATCH_SIZE),
         notes=f'{config.examples} training examples, {config.epochs} epochs. {NOTES}',
         table=table,
         draw=functools.partial(figures.draw_rows, series={'accuracy': 'the method', 'with_soft_targets': 'with soft targets'}),
@@ -283,7 +284,7 @@ def _file(name: str, together: bool) -> str:
     return f'{name} with soft targets' if together else name
 
 
-def _gain(over: str, accuracies: Sequence[float], baseline: Sequence[float]) -> dict[str, float]:
+def _gain(over: str, accuracies: Sequence[float], baseline: Sequence[float]) -> dict[str, float | None]:
     gain, error = reporting.difference_of_means(accuracies, baseline)
     return {f'gain_over_{over}': gain, f'gain_over_{over}_error': error}
 
@@ -295,10 +296,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     for row in results:
         together = ''
         if 'with_soft_targets_mean' in row:
-            together = reporting.spread(100 * row['with_soft_targets_mean'], 100 * row['with_soft_targets_std'], row['runs'], 1)
+            together = reporting.spread(row, 'with_soft_targets', 1, scale=100)
         cells = [
             row['name'],
-            reporting.spread(100 * row['accuracy_mean'], 100 * row['accuracy_std'], row['runs'], 1),
+            reporting.spread(row, 'accuracy', 1, scale=100),
             _signed(row, 'gain_over_alone'),
             together,
             _signed(row, 'gain_over_soft_targets'),
@@ -309,7 +310,10 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _signed(row: dict[str, Any], key: str) -> str:
-    return f'{100 * row[key]:+.1f} ({100 * row[f"{key}_error"]:.1f})' if key in row else ''
+    if key not in row:
+        return ''
+    error = row[f'{key}_error']
+    return f'{100 * row[key]:+.1f}' + ('' if error is None else f' ({100 * error:.1f})')
 
 
 if __name__ == '__main__':

@@ -123,6 +123,7 @@ def main(config: Config) -> None:
         title=f'A class that the student never saw: {config.missing} of {dataset.name}',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows, config.missing),
     )
 

@@ -124,6 +124,7 @@ def main(config: Config) -> None:
         title='One student, two tasks, two teachers',
         dataset=dataset._replace(name=f'{dataset.name}, two over each other', test=test),
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows),
     )
 

@@ -103,7 +103,15 @@ def main(config: Config) -> None:
     network_of = dict.fromkeys(made, student) | dict.fromkeys((BEFORE, JOINT_TEACHER), teacher)
     rows = scenarios.measure(network_of, made, dataset.test, output)
     title = 'Networks that learn together'
-    reporting.write_report(output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=dataset,
+        started=started,
+        devices=runs.devices_used(config.batch_size),
+        notes=conclusion(rows),
+    )
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

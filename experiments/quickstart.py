@@ -14,9 +14,11 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
+import functools
 import time
 from typing import Annotated, Any
 
+import jax
 import optax
 import tyro
 
@@ -61,50 +63,54 @@ def main(config: Config) -> None:
     teacher = networks.ensemble([teacher_member] * TEACHERS)
     student = networks.preprocess(networks.from_linen(models.CNN((8, 16), (32,), dataset.classes)), rescale)
 
-    def prepare(
+    def distillation(
         network: networks.Network,
+        teacher: networks.Network | None,
         objective: objectives.Objective,
         rate: float,
         epochs: int,
-        teacher: networks.Network,
         sparsity: optax.Schedule | None = None,
-    ) -> runs.Run:
-        optimizer = optax.adam(optax.cosine_decay_schedule(rate, epochs * steps))
-        if sparsity is not None:
-            optimizer = pruning.prune(optimizer, sparsity)
-        problem = training.distillation(network, teacher, objective, optimizer)
-        shift = data.augment.random_shift(pixels=1)
-        return runs.prepare(
-            problem,
-            dataset.train,
-            epochs=epochs,
-            batch_size=BATCH_SIZE,
-            augment=shift,
-            skip_nonfinite=config.skip_nonfinite,
-        )
+    ) -> training.Problem:
+        optimizer = optax.adam(scenarios.falling(rate, epochs, dataset.train, BATCH_SIZE))
+        optimizer = optimizer if sparsity is None else pruning.prune(optimizer, sparsity)
+        return training.distillation(network, teacher, objective, optimizer)
 
-    labels, nobody = objectives.hard_labels(), networks.nothing()
+    labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=2.0)
     # Half the steps to prune, half to recover.
     sparsity = pruning.cubic(SPARSITY, begin=0, end=max(1, config.epochs * steps // 2), every=5)
-    teaching = prepare(teacher_member, labels, 2e-3, max(1, config.epochs // 2), nobody)
-    alone = prepare(student, labels, 1e-2, config.epochs, nobody)
-    distilling = prepare(student, both, 1e-2, config.epochs, teacher)
-    pruning_too = prepare(student, both, 1e-2, config.epochs, teacher, sparsity)
+    teacher_epochs = max(1, config.epochs // 2)
+    teaching = distillation(teacher_member, None, labels, 2e-3, teacher_epochs)
+    alone = distillation(student, None, labels, 1e-2, config.epochs)
+    distilling = distillation(student, teacher, both, 1e-2, config.epochs)
+    pruning_too = distillation(student, teacher, both, 1e-2, config.epochs, sparsity)
+    runs.check(dataset.train, BATCH_SIZE, teaching, alone, distilling, pruning_too)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(
+        training.fit,
+        batch_size=BATCH_SIZE,
+        every=10,
+        mesh=runs.mesh(BATCH_SIZE),
+        augment=data.augment.random_shift(pixels=1),
+        skip_nonfinite=config.skip_nonfinite,
+    )
 
     def networks_of(seed: int) -> dict[str, Any]:
         few = data.hide_labels(dataset.train, keep=min(FEW_LABELS, len(dataset.train['labels'])), seed=seed)
 
-        def train(name: str, run: runs.Run, split: Batch, key: int = seed, **more: Any) -> Any:
-            return runs.train(run, split, seed=key, output=output, name=f'seed{seed}/{name}', **more).state.variables
+        def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, **more: Any) -> Any:
+            settings = {'key': jax.random.key(seed), 'epochs': config.epochs, **runs.saved(output, f'seed{seed}/{name}')}
+            return fit(problem, split, taught_by, **(settings | more)).variables
 
-        members = [train(f'teacher{i}', teaching, dataset.train, key=1000 * (i + 1) + seed) for i in range(TEACHERS)]
+        members = [
+            train(f'teacher{i}', teaching, dataset.train, key=jax.random.key(1000 * (i + 1) + seed), epochs=teacher_epochs)
+            for i in range(TEACHERS)
+        ]
         taught_by = networks.ensemble_variables(members)
-        distilled = train('distilled', distilling, few, teacher_variables=taught_by)
-        pruned = train('distilled-pruned', pruning_too, few, teacher_variables=taught_by, student_variables=distilled)
+        distilled = train('distilled', distilling, few, taught_by)
+        pruned = train('distilled-pruned', pruning_too, few, taught_by, student_variables=distilled)
         return {
             'teacher': taught_by,
             'student alone (few labels)': train('alone-few', alone, data.repeat_labelled(few)),
@@ -123,6 +129,7 @@ def main(config: Config) -> None:
         title='Quickstart: distil, prune, quantize',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(BATCH_SIZE),
         notes=conclusion(rows),
         draw=figures.draw_accuracy,
     )
@@ -131,13 +138,13 @@ def main(config: Config) -> None:
 def conclusion(rows: list[reporting.Row]) -> str:
     """What the table shows, with the standard error of the difference."""
     by_name = {row.name: row for row in rows}
-    gain, error = reporting.difference(by_name['distilled'], by_name['student alone (few labels)'])
+    change, error = reporting.difference(by_name['distilled'], by_name['student alone (few labels)'])
     large, small = by_name['teacher'].size, by_name['distilled + pruned + int8'].size
     return (
-        f'With {FEW_LABELS} labels, distilling changes the accuracy of the student by {100 * gain:+.1f} points '
-        f'(standard error {100 * error:.1f}). The file to ship shrinks from {large:,} bytes for the teacher to {small:,}, '
-        f'{large / small:.0f} times. Pruned and int8 weights are smaller on disk; once loaded they run as float32, so latency '
-        'stays that of the student.'
+        f'With {FEW_LABELS} labels, distilling changes the accuracy of the student by '
+        f'{reporting.in_points(change, error, digits=1)}. The file to ship shrinks from {large:,} bytes for the teacher to '
+        f'{small:,}, {large / small:.0f} times. Pruned and int8 weights are smaller on disk; once loaded they run as float32, '
+        'so latency stays that of the student.'
     )
 
 

@@ -132,6 +132,7 @@ def main(config: Config) -> None:
         title=f'From {source.name} to {target.name} and back',
         dataset=source._replace(name=f'{source.name} and {target.name}', test=splits.test['source']),
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows),
     )
 
@@ -260,17 +261,18 @@ def keep_best(
         lower = min(metrics.compute(measured).values())
         return {**measured, 'lower': Average(np.float32(lower), np.float32(1.0))}
 
-    example = data.take(splits.source, np.arange(config.batch_size))
-    state = training.shard(run.mesh, run.problem.init(jax.random.key(seed), example, student_variables=start))
     fitted = training.fit(
-        run.epoch,
-        state,
-        {},
-        training.replicate(run.mesh, splits.source),
-        target=TARGET_ACCURACY,
+        run.problem,
+        splits.source,
+        key=jax.random.key(seed),
+        batch_size=run.batch_size,
         epochs=config.epochs,
+        mesh=run.mesh,
+        student_variables=start,
+        target=TARGET_ACCURACY,
         validate=validate,
         monitor='lower',
+        mode='max',
         directory=output / 'checkpoints' / name,
         log=output / 'metrics.jsonl',
         name=name,

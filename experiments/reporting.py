@@ -51,6 +51,7 @@ def write_report(
     batch_sizes: Sequence[int] = (1,),
     table: Callable[[Sequence[dict[str, Any]]], str] | None = None,
     draw: Callable[[pathlib.Path, Sequence[dict[str, Any]], str], None] = figures.draw_rows,
+    devices: int | None = None,
 ) -> None:
     """Writes the report's files and prints the table; `report.json` comes last, and says that the run is finished.
 
@@ -66,6 +67,7 @@ def write_report(
       batch_sizes: at which latency is measured; at 1 it is called `latency_ms`, at n `latency_n_ms`.
       table: makes the table of the results; `accuracy_table` if not given.
       draw: makes the figure.
+      devices: how many trained; if not given, all that there are.
     """
     if jax.process_index() != 0:
         return
@@ -76,10 +78,11 @@ def write_report(
         for result, latency in zip(results, latencies_ms(rows, dataset.test['inputs'][:size]), strict=True):
             result[name] = latency
     seconds = time.time() - started
+    over = f'mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'of one seed, so that deviations are unknown'
     text = (
-        f'# {title}\n\nTest accuracy on {dataset.name}, mean ± standard deviation over {seeds} seeds. '
+        f'# {title}\n\nTest accuracy on {dataset.name}, {over}. '
         f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
-        f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine()}.\n'
+        f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine(devices)}.\n'
     )
     (output / 'report.md').write_text(text)
     draw(output / 'figure.png', results, title)
@@ -112,21 +115,41 @@ def summarize(row: Row) -> dict[str, Any]:
     }
 
 
-def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation over seeds, the latter with n - 1; 0 for a single seed."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+def mean_and_deviation(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard deviation over seeds, the latter with n - 1; None for a single seed, which says nothing of it."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {f'{name}_mean': float(np.mean(values)), f'{name}_std': deviation}
 
 
-def difference(one: Row, other: Row) -> tuple[float, float]:
-    """The mean change of accuracy, and its standard error; seed by seed, as the rows of a seed share labels and teacher."""
-    return difference_of_means(np.subtract(one.accuracies, other.accuracies), [0.0])
+def difference(one: Row, other: Row) -> tuple[float, float | None]:
+    """The mean change of accuracy, and its standard error; seed by seed, as the rows of a seed share labels and teacher.
+
+    The error is None for a single seed.
+    """
+    changes = np.subtract(one.accuracies, other.accuracies)
+    return float(np.mean(changes)), float(np.sqrt(_variance_of_mean(changes))) if len(changes) > 1 else None
 
 
-def difference_of_means(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
-    """The difference of two means, and its standard error."""
-    variances = [np.var(values, ddof=1) / len(values) if len(values) > 1 else 0.0 for values in (one, other)]
-    return float(np.mean(one) - np.mean(other)), float(np.sqrt(sum(variances)))
+def difference_of_means(one: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
+    """The difference of two means, and its standard error; the latter is None where either is of a single seed."""
+    change = float(np.mean(one) - np.mean(other))
+    if min(len(one), len(other)) < 2:
+        return change, None
+    return change, float(np.sqrt(_variance_of_mean(one) + _variance_of_mean(other)))
+
+
+def _variance_of_mean(values: Sequence[float]) -> float:
+    return np.var(values, ddof=1) / len(values)
+
+
+def in_points(change: float, error: float | None, digits: int = 2) -> str:
+    """A difference of accuracies in points, with its standard error.
+
+    >>> in_points(0.012, 0.003, digits=1), in_points(0.012, None)
+    ('+1.2 points (standard error 0.3)', '+1.20 points (standard error unknown with one seed)')
+    """
+    known = 'unknown with one seed' if error is None else f'{100 * error:.{digits}f}'
+    return f'{100 * change:+.{digits}f} points (standard error {known})'
 
 
 def latencies_ms(rows: Sequence[Row], example: Any) -> list[float]:
@@ -152,10 +175,12 @@ def latencies_ms(rows: Sequence[Row], example: Any) -> list[float]:
     return [1000 * float(np.median(times[row.network])) for row in rows]
 
 
-def machine() -> str:
-    """What the numbers were measured on."""
+def machine(devices: int | None = None) -> str:
+    """What the numbers were measured on, with how many of its devices if not all."""
+    there = jax.device_count()
+    used = f'{there}' if devices in (None, there) else f'{devices} of {there}'
     return (
-        f'{len(jax.devices())} x {jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores), '
+        f'{used} x {jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores), '
         f'Python {platform.python_version()}, jax {jax.__version__}, kdjax {kdjax.__version__}'
     )
 
@@ -190,15 +215,21 @@ def accuracy_table(results: Sequence[dict[str, Any]]) -> str:
     for row in results:
         cells = [
             row['name'],
-            spread(100 * row['accuracy_mean'], 100 * row['accuracy_std'], row['runs'], 1),
+            spread(row, 'accuracy', 1, scale=100),
             *(f'{row[key]:,}' for key in ('parameters', 'nonzero', 'bytes')),
             f'{row["latency_ms"]:.3f}',
-            *(spread(row[f'{key}_mean'], row[f'{key}_std'], row['runs'], 3) for key in further),
+            *(spread(row, key, 3) for key in further),
         ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
 
 
-def spread(mean: float, deviation: float, runs: int, digits: int) -> str:
-    """`mean ± deviation`, or the one value there is."""
-    return f'{mean:.{digits}f} ± {deviation:.{digits}f}' if runs > 1 else f'{mean:.{digits}f}'
+def spread(row: dict[str, Any], key: str, digits: int, scale: float = 1) -> str:
+    """A column as `mean ± deviation`, or the mean alone where there is no deviation.
+
+    >>> spread({'nll_mean': 0.25, 'nll_std': 0.125}, 'nll', 3), spread({'nll_mean': 0.25, 'nll_std': None}, 'nll', 3)
+    ('0.250 ± 0.125', '0.250')
+    """
+    mean, deviation = row[f'{key}_mean'], row[f'{key}_std']
+    known = '' if deviation is None else f' ± {scale * deviation:.{digits}f}'
+    return f'{scale * mean:.{digits}f}{known}'

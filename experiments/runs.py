@@ -8,14 +8,14 @@ import pathlib
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import tyro
 
 from experiments.reporting import write_json
 from kdjax import export, networks, quantization, training
-from kdjax.batches import Batch
+from kdjax.batches import Batch, take_examples
 from kdjax.training import hosts
 
 
@@ -84,76 +84,37 @@ def say(text: str) -> None:
         print(text)
 
 
-class Run(NamedTuple):
-    """A training problem that is ready to run, compiled once for all seeds."""
-
-    problem: training.Problem
-    epoch: training.Epoch
-    epochs: int
-    batch_size: int
-    mesh: jax.sharding.Mesh
-    skip_nonfinite: int
-
-
-def prepare(
-    problem: training.Problem,
-    data: Batch,
-    *,
-    epochs: int,
-    batch_size: int,
-    augment: Any = None,
-    skip_nonfinite: int = 0,
-    fsdp: int = 1,
-) -> Run:
-    """Makes a run on as many devices as divide the batch; with several hosts, on all of theirs.
-
-    `fsdp` of them share one copy of large parameters, see `training.data_parallel`.
+def check(data: Batch, batch_size: int, *problems: training.Problem) -> None:
+    """Raises where data, networks and objectives do not fit, before anything has been written.
 
     Raises:
-      ValueError: the data are fewer than a batch, or networks, objective and data do not fit; nothing has been written yet.
+      ValueError: the data are fewer than a batch, or hold what a problem has no use for.
     """
-    if skip_nonfinite < 0:
-        raise ValueError(f'--skip-nonfinite must be at least 0, got {skip_nonfinite}')
-    if skip_nonfinite:
-        problem = training.skip_nonfinite(problem)
     training.steps_per_epoch(data, batch_size)
-    jax.eval_shape(problem.init, jax.random.key(0), {key: value[:batch_size] for key, value in data.items()})
-    number = math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
-    mesh = training.data_parallel(jax.devices()[:number], fsdp=fsdp)
-    epoch = training.in_memory_epoch(problem, batch_size=batch_size, augment=augment, mesh=mesh)
-    return Run(problem, epoch, epochs, batch_size, mesh, skip_nonfinite)
+    for problem in problems:
+        problem.check(data, batch_size)
+        jax.eval_shape(problem.init, jax.random.key(0), take_examples(data, slice(0, batch_size)))
 
 
-def train(
-    run: Run,
-    data: Batch,
-    *,
-    seed: int,
-    output: pathlib.Path,
-    name: str,
-    teacher_variables: Any = None,
-    student_variables: Any = None,
-    validate: Callable[..., Any] | None = None,
-    every: int = 10,
-) -> training.Fitted:
-    """Trains for one seed, with checkpoints in `output/checkpoints/name` and metrics in `output/metrics.jsonl`."""
-    example = {key: value[: run.batch_size] for key, value in data.items()}
-    state = run.problem.init(jax.random.key(seed), example, student_variables=student_variables)
-    state, teacher_variables = training.shard(run.mesh, (state, teacher_variables or {}))
-    data = training.replicate(run.mesh, data)
-    return training.fit(
-        run.epoch,
-        state,
-        teacher_variables,
-        data,
-        epochs=run.epochs,
-        validate=validate,
-        every=every,
-        directory=output / 'checkpoints' / name,
-        log=output / 'metrics.jsonl',
-        name=name,
-        skip_nonfinite=run.skip_nonfinite,
-    )
+def mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
+    """A mesh of `devices_used(batch_size)` devices, and says so if these are not all; see `training.data_parallel`."""
+    used, there = devices_used(batch_size), jax.device_count()
+    if used < there:
+        say(
+            f'Training on {used} of {there} devices, as many as divide a batch of {batch_size}; '
+            f'batches of {-(-batch_size // there) * there} would use all'
+        )
+    return training.data_parallel(jax.devices()[:used], fsdp=fsdp)
+
+
+def devices_used(batch_size: int) -> int:
+    """How many devices `mesh` has: as many as divide the batch; with several hosts, all of theirs."""
+    return math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
+
+
+def saved(output: pathlib.Path, name: str) -> dict[str, Any]:
+    """Where `training.fit` keeps the checkpoints and the log of a run, `fit(..., **saved(output, name))`."""
+    return {'directory': output / 'checkpoints' / name, 'log': output / 'metrics.jsonl', 'name': name}
 
 
 def ship(output: pathlib.Path, name: str, seed: int, variables: Any) -> tuple[int, dict[str, Any]]:

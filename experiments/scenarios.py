@@ -1,14 +1,14 @@
 """What the scenarios share: part of a data set, the training of a network, and the accuracy of what was shipped."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 
 from experiments import reporting, runs
-from kdjax import data, metrics, networks, objectives, training
+from kdjax import data, metrics, networks, training
 from kdjax.batches import Batch
 
 
@@ -31,38 +31,9 @@ def load(name: str, *, data_dir: str | None = None, examples: int | None = None)
     return dataset._replace(train=data.take(dataset.train, np.random.default_rng(0).permutation(everything)[:examples]))
 
 
-def learn(
-    student: networks.Network,
-    objective: objectives.Objective,
-    split: Batch,
-    *,
-    rate: float,
-    epochs: int,
-    batch_size: int,
-    teacher: networks.Network | None = None,
-    optimizer: Callable[[optax.Schedule], optax.GradientTransformation] = optax.adam,
-    augment: Any = None,
-) -> runs.Run:
-    """A run whose learning rate falls from `rate` to 0 along a cosine; without a teacher, of a student alone."""
-    schedule = optax.cosine_decay_schedule(rate, epochs * training.steps_per_epoch(split, batch_size))
-    problem = training.distillation(student, teacher or networks.nothing(), objective, optimizer(schedule))
-    return runs.prepare(problem, split, epochs=epochs, batch_size=batch_size, augment=augment)
-
-
-def trainer(output: pathlib.Path, split: Batch, seed: int) -> Callable[..., dict[str, Any]]:
-    """Makes the function that trains the networks of one seed, with `runs.train`.
-
-    Returns:
-      `train(name, run, teacher=None, *, student=None, key=seed) -> variables`: `teacher` has the teacher's variables, `student`
-      those to start from; networks of other keys have other initial parameters and batches.
-    """
-
-    def train(name: str, run: runs.Run, teacher: Any = None, *, student: Any = None, key: int = seed) -> dict[str, Any]:
-        folder = f'seed{seed}/{runs.folder_name(name)}'
-        variables = {'teacher_variables': teacher, 'student_variables': student}
-        return runs.train(run, split, seed=key, output=output, name=folder, **variables).state.variables
-
-    return train
+def falling(rate: float, epochs: int, split: Batch, batch_size: int) -> optax.Schedule:
+    """A learning rate that falls from `rate` to 0 along a cosine, over so many epochs of a split."""
+    return optax.cosine_decay_schedule(rate, epochs * training.steps_per_epoch(split, batch_size))
 
 
 def by_name(seeds: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -106,5 +77,4 @@ def measure(
 def gain(rows: Sequence[reporting.Row], name: str, baseline: str) -> str:
     """The difference of two rows in points, with its standard error, as in '+1.2 points (standard error 0.3)'."""
     found = {row.name: row for row in rows}
-    change, error = reporting.difference(found[name], found[baseline])
-    return f'{100 * change:+.2f} points (standard error {100 * error:.2f})'
+    return reporting.in_points(*reporting.difference(found[name], found[baseline]))

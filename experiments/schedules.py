@@ -122,6 +122,7 @@ def main(config: Config) -> None:
         title='Schedules of weight and temperature',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows),
     )
 

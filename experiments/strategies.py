@@ -180,6 +180,7 @@ def main(config: Config) -> None:
         title=f'Strategies: {dataset.name}',
         dataset=dataset,
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows, bounds),
         draw=functools.partial(draw, bounds=bounds),
     )
@@ -241,7 +242,7 @@ def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str, *, b
     figure.suptitle(title)
     for row, marker in zip(results, figures.MARKERS, strict=False):
         point = row['size_mean'], 100 * row['accuracy_mean']
-        errors = {'xerr': row['size_std'], 'yerr': 100 * row['accuracy_std']}
+        errors = {'xerr': figures.error_bar(row, 'size', 1), 'yerr': figures.error_bar(row, 'accuracy')}
         left.errorbar(*point, **errors, fmt=marker, capsize=3, label=row['name'])
     left.set(xscale='log', xlabel='size of the last features', ylabel='test accuracy (%)')
     left.legend(fontsize='small')

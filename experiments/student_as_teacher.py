@@ -104,7 +104,15 @@ def main(config: Config) -> None:
     network_of = {name: large if name.startswith('large') else small for name in made}
     rows = scenarios.measure(network_of, made, dataset.test, output)
     title = 'Teachers of another family, large and small'
-    reporting.write_report(output, rows, title=title, dataset=dataset, started=started, notes=conclusion(rows))
+    reporting.write_report(
+        output,
+        rows,
+        title=title,
+        dataset=dataset,
+        started=started,
+        devices=runs.devices_used(config.batch_size),
+        notes=conclusion(rows),
+    )
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

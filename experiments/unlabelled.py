@@ -172,6 +172,7 @@ def main(config: Config) -> None:
         title=f'Without a label: {dataset.name}',
         dataset=dataset._replace(test=test),
         started=started,
+        devices=runs.devices_used(config.batch_size),
         notes=conclusion(rows, shares),
         table=table,
         draw=draw,
@@ -227,9 +228,7 @@ def conclusion(rows: Sequence[reporting.Row], shares: Sequence[int]) -> str:
     by_name = {row.name: row.extra for row in rows}
 
     def accuracy(name: str, examples: int) -> str:
-        extra = by_name[name]
-        mean, deviation = (100 * extra[f'accuracy_{examples}_{key}'] for key in ('mean', 'std'))
-        return f'{mean:.1f} ± {deviation:.1f} %'
+        return f'{reporting.spread(by_name[name], f"accuracy_{examples}", 1, scale=100)} %'
 
     few, many = shares[0], shares[-1]
     return (
@@ -255,7 +254,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     def cell(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
         if f'{key}_mean' not in row:
             return ''
-        return reporting.spread(scale * row[f'{key}_mean'], scale * row[f'{key}_std'], row['runs'], digits)
+        return reporting.spread(row, key, digits, scale)
 
     for row in results:
         cells = [
@@ -274,8 +273,9 @@ def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> N
     with figures.one_panel(path, title, (8, 5)) as axes:
         for row, marker in zip(results, figures.MARKERS, strict=False):
             points = [examples for examples in _examples(results) if f'accuracy_{examples}_mean' in row]
-            means, deviations = ([100 * row[f'accuracy_{x}_{key}'] for x in points] for key in ('mean', 'std'))
-            axes.errorbar(points, means, yerr=deviations, marker=marker, capsize=3, label=row['name'])
+            means = [100 * row[f'accuracy_{x}_mean'] for x in points]
+            bars = [figures.error_bar(row, f'accuracy_{x}') for x in points]
+            axes.errorbar(points, means, yerr=bars, marker=marker, capsize=3, label=row['name'])
         axes.set(xscale='log', xlabel='inputs shown', ylabel='test accuracy (%)')
 
 

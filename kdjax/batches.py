@@ -53,13 +53,13 @@ def check_weights(batch: Batch) -> None:
             raise ValueError(f"batch['weights'] must be finite and not negative, got {wrong[0]}")
 
 
-def count_examples(batch: Batch) -> int:
-    """The number of examples of a batch or a data set.
+def count_examples(data: Any) -> int:
+    """The number of examples of a batch, of a data set in memory, or of a sequence of examples.
 
-    >>> count_examples({'inputs': {'tokens': np.zeros((5, 2)), 'types': np.zeros((5, 2))}})
-    5
+    >>> count_examples({'inputs': {'tokens': np.zeros((5, 2)), 'types': np.zeros((5, 2))}}), count_examples([{'inputs': 1}] * 3)
+    (5, 3)
     """
-    return np.shape(jax.tree.leaves(batch['inputs'])[0])[0]
+    return np.shape(jax.tree.leaves(data['inputs'])[0])[0] if isinstance(data, dict) else len(data)
 
 
 def take_examples(batch: Batch, indices: Any) -> Batch:

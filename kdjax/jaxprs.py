@@ -44,7 +44,8 @@ class Product(NamedTuple):
     """A product within a function.
 
     Attributes:
-      name: of the parameter, or `products/i`.
+      name: of the parameter, or `products/i`; the second product with a parameter has `_2` at its end.
+      path: of the parameter, or None.
       weights: which operand comes from parameters alone, 0 or 1; None if both depend on inputs.
       primitive: `'dot_general'` or `'conv_general_dilated'`.
       options: what it takes besides its operands.
@@ -54,6 +55,7 @@ class Product(NamedTuple):
     """
 
     name: str
+    path: str | None
     weights: int | None
     primitive: str
     options: Mapping[str, Any]
@@ -117,12 +119,16 @@ def trace(
       The program, and a pytree of the shapes of what the function returns.
 
     Raises:
-      ValueError: a product stands within control flow other than calls and scans.
+      ValueError: a product stands within control flow other than calls and scans, or the function fails on a whole batch.
     """
     is_packed = lambda leaf: isinstance(leaf, packed)  # noqa: E731
     abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) if is_packed(leaf) else leaf  # noqa: E731
     arguments = jax.tree.map(abstract, (variables, *inputs), is_leaf=is_packed)
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    try:
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    except Exception as error:
+        refuse_batch(inputs[0] if inputs else None, error)
+        raise
     origins = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(arguments[0]):
         path = path_of(keys)
@@ -144,6 +150,19 @@ def trace_network(
     program, shapes = trace(apply, variables, inputs, rng, packed=packed)
     leaves = jax.tree.leaves((variables, inputs, rng), is_leaf=lambda leaf: isinstance(leaf, packed))
     return program, lambda results: jax.tree.unflatten(jax.tree.structure(shapes), results), leaves
+
+
+def refuse_batch(inputs: Any, error: Exception) -> None:
+    """Says, where a network failed on inputs that look like a whole batch, that its inputs alone were wanted.
+
+    Only after it failed: a network may well take a dictionary in which something is called inputs.
+    """
+    if isinstance(inputs, Mapping) and 'inputs' in inputs:
+        reason = next(iter(str(error).splitlines()), '')
+        raise ValueError(
+            f'the network does not take these inputs ({type(error).__name__}: {reason}); they look like a batch: '
+            "give batch['inputs']"
+        ) from error
 
 
 def products(program: Program) -> Iterator[Product]:
@@ -339,16 +358,16 @@ def _product(equation: Any, operands: list[Origin], names: collections.Counter, 
     if not any(operand.inputs for operand in operands):
         return None
     weights = next((i for i, operand in enumerate(operands) if operand.path and not operand.inputs), None)
-    if weights is None:
+    path = None if weights is None else operands[weights].path
+    if path is None:
         name = f'products/{names["products"]}'
         names['products'] += 1
     else:
-        path = operands[weights].path
         name = f'{path}_{names[path] + 1}' if names[path] else path
         names[path] += 1
     options = dict(equation.params)
     avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in (*equation.invars, *equation.outvars)]
-    return Product(name, weights, equation.primitive.name, options, tuple(avals[:2]), avals[2], length)
+    return Product(name, path, weights, equation.primitive.name, options, tuple(avals[:2]), avals[2], length)
 
 
 def _join(one: Origin, other: Origin) -> Origin:

@@ -13,6 +13,8 @@ import jax
 Leaves = str | Sequence[str] | Callable[[str, jax.Array], bool]
 """Which arrays: patterns over their paths, or a predicate of path and array."""
 
+_VECTORS = ('b', 'offset', 'beta', 'gamma', 'mean', 'var')
+
 
 def path_of(keys: tuple[Any, ...]) -> str:
     """Joins a key path of `jax.tree_util`; the trailing `value` of an NNX variable is dropped, so Linen and NNX trees agree."""
@@ -57,9 +59,19 @@ def matching(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
 
 
 def kernels(path: str, leaf: jax.Array) -> bool:
-    """The arrays that are pruned and quantized unless said otherwise: those of two or more axes, not biases or norms."""
-    del path
-    return leaf.ndim >= 2
+    """The arrays that are pruned and quantized unless said otherwise: those of two or more axes that no name says are vectors.
+
+    Biases and scales of scanned layers have two axes, and so have the biases of attention, [heads, head_dim]. So what is named
+    `b`, `offset`, `beta`, `gamma`, `mean` or `var`, or `...bias` or `...scale`, as in Flax and Haiku, is left alone. Tables of
+    embeddings are picked: they are gathered, but often most of a network, and the head's kernel where they are tied.
+    `pruning.product_kernels` asks the network rather than the names.
+
+    >>> import jax.numpy as jnp
+    >>> [kernels(path, jnp.ones((3, 4))) for path in ('layers/dense/kernel', 'layers/dense/bias', 'tokens/embedding')]
+    [True, False, True]
+    """
+    name = path.rpartition('/')[2]
+    return leaf.ndim >= 2 and name not in _VECTORS and not name.endswith(('bias', 'scale'))
 
 
 def select(leaves: Leaves, tree: Any) -> dict[str, jax.Array]:

@@ -28,27 +28,22 @@ def examples():
     return {'inputs': inputs.astype(np.float32), 'labels': labels}
 
 
-def start(mesh, seed):
-    """The problem, a fresh state and the teacher, split over all devices."""
-    problem = training.distillation(STUDENT, TEACHER, OBJECTIVE, optax.sgd(0.02, momentum=0.9))
-    data = examples()
-    state = problem.init(jax.random.key(seed), data)
-    return problem, *training.shard(mesh, (state, TEACHER.init(jax.random.key(9), data['inputs'][:1])))
-
-
 def run(folder, mesh, calls=(1, 2)):
     """Calls `fit` once for each number of epochs; every call takes up the checkpoint of the one before."""
     data = examples()
     evaluate = training.evaluator(STUDENT, teacher=TEACHER, batch_size=30)
+    problem = training.distillation(STUDENT, TEACHER, OBJECTIVE, optax.sgd(0.02, momentum=0.9))
+    teacher_variables = training.shard(mesh, TEACHER.init(jax.random.key(9), data['inputs'][:1]))
     for epochs in calls:
-        problem, state, teacher_variables = start(mesh, seed=epochs)
         fitted = training.fit(
-            training.in_memory_epoch(problem, batch_size=BATCH, mesh=mesh),
-            state,
+            problem,
+            data,
             teacher_variables,
-            training.replicate(mesh, data),
+            key=jax.random.key(0),
+            batch_size=BATCH,
             epochs=epochs,
-            validate=lambda variables, teacher=teacher_variables: evaluate(variables, data, teacher),
+            mesh=mesh,
+            validate=lambda variables: evaluate(variables, data, teacher_variables),
             directory=folder / 'checkpoints',
             log=folder / 'metrics.jsonl',
             progress=False,

@@ -19,7 +19,11 @@ problem = training.supervised(
 )
 rng = np.random.default_rng(0)
 data = {'inputs': rng.normal(size=(35, 5)).astype(np.float32), 'labels': rng.integers(0, 3, 35).astype(np.int32)}
-epoch = training.in_memory_epoch(problem, batch_size=8, augment=lambda key, x: x + 0.1 * jax.random.normal(key, x.shape))
+
+
+def noise(key, x):
+    """Augmentation."""
+    return x + 0.1 * jax.random.normal(key, x.shape)
 
 
 def validate(variables):
@@ -27,12 +31,12 @@ def validate(variables):
     return {'accuracy': metrics.Average(-sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(variables)), 1.0)}
 
 
-def fit(folder=None, run=epoch, epochs=EPOCHS, **more):
+def fit(folder=None, epochs=EPOCHS, **more):
     """Trains, or goes on to train."""
     if folder is not None:
         more = {'directory': pathlib.Path(folder) / 'checkpoints', 'log': pathlib.Path(folder) / 'log.jsonl', **more}
-    start = problem.init(jax.random.key(0), data)
-    return training.fit(run, start, None, data, epochs=epochs, validate=validate, progress=False, **more)
+    arguments = {'key': jax.random.key(0), 'batch_size': 8, 'augment': noise, 'validate': validate, 'progress': False, **more}
+    return training.fit(problem, arguments.pop('data', data), epochs=epochs, **arguments)
 
 
 if __name__ == '__main__':

@@ -93,18 +93,28 @@ def test_adding_up_is_in_double_precision_on_the_host() -> None:
 
 
 def test_add_needs_the_same_names() -> None:
-    with pytest.raises(KeyError, match='loss'):
-        metrics.add({'loss': Average(1.0, 1.0)}, {'accuracy': Average(1.0, 1.0)})
+    with pytest.raises(ValueError, match='the same names, got loss and accuracy, loss'):
+        metrics.add({'loss': Average(1.0, 1.0)}, {'loss': Average(1.0, 1.0), 'accuracy': Average(1.0, 1.0)})
 
 
-def test_compute_gives_plain_floats_and_magnitudes_of_bins() -> None:
-    computed = metrics.compute(
-        {'accuracy': Average(jnp.float32(3), jnp.float32(4)), 'ece': Average(jnp.array([1.0, -2.0, 0.5]), 7.0)}
-    )
-    assert computed == {'accuracy': 0.75, 'ece': 0.5}
+def test_compute_gives_plain_floats_and_arrays_of_what_is_several() -> None:
+    computed = metrics.compute({'accuracy': Average(jnp.float32(3), jnp.float32(4)), 'loss': Average(-3.0, 2.0)})
+    assert computed == {'accuracy': 0.75, 'loss': -1.5}
     assert {type(number) for number in computed.values()} == {float}
-    # One scalar keeps its sign.
-    assert metrics.compute({'loss': Average(-3.0, 2.0)}) == {'loss': -1.5}
+    several = metrics.compute({'of_class': Average(jnp.array([1.0, -2.0, 0.0]), np.array([2.0, 4.0, 0.0]))})['of_class']
+    np.testing.assert_array_equal(several, [0.5, -0.5, np.nan])
+
+
+def test_weights_are_factors_and_a_weight_of_zero_leaves_out() -> None:
+    values, weights = np.array([[1.0, np.nan], [3.0, 8.0]], np.float32), np.array([[2.0], [0.5]], np.float32)
+    where = np.array([[True, False], [True, True]])
+    metric = metrics.mean(values, where, weights)
+    assert (float(metric.total), float(metric.count)) == (2 * 1 + 0.5 * (3 + 8), 2 + 0.5 + 0.5)
+    left = metrics.mean(values, weights=np.array([[1.0, 0.0], [0.0, 1.0]], np.float32))
+    assert left == metrics.mean(values, np.eye(2, dtype=bool)) == Average(9.0, 2.0)
+    gradient = jax.grad(lambda *of: metrics.divide(metrics.mean(of[0], where, of[1])), argnums=(0, 1))(values, weights)
+    np.testing.assert_allclose(gradient[0], np.where(where, weights / 3, 0), rtol=1e-6)
+    assert np.isfinite(gradient[1]).all()
 
 
 def test_over_devices_the_mean_is_that_of_one() -> None:

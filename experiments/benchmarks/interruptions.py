@@ -101,14 +101,15 @@ def train(folder: str, epochs: int) -> None:
     problem = training.distillation(student, teacher, objective, optax.adam(optax.cosine_decay_schedule(1e-2, epochs * steps)))
     shift = data.augment.random_shift(pixels=1)
     evaluate = training.evaluator(student)
-    state = problem.init(jax.random.key(0), {name: array[:128] for name, array in dataset.train.items()})
     variables = teacher.init(jax.random.key(1), dataset.train['inputs'][:1])
     print('training', flush=True)
     fitted = training.fit(
-        training.in_memory_epoch(problem, batch_size=128, augment=shift),
-        state,
-        variables,
+        problem,
         dataset.train,
+        variables,
+        key=jax.random.key(0),
+        batch_size=128,
+        augment=shift,
         epochs=epochs,
         validate=lambda variables: evaluate(variables, dataset.validation),
         directory=pathlib.Path(folder) / 'checkpoints',

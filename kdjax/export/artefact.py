@@ -22,6 +22,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from kdjax import jaxprs
 from kdjax.export import runtime
 from kdjax.export.runtime import LOADER, MANIFEST, PROGRAM, WEIGHTS
 from kdjax.export.weights import check_storable, save_weights, weight_name
@@ -49,8 +50,8 @@ def save(
       folder: where to; made if it is not there, with its parents. An artefact that is there is replaced.
       network: the student.
       variables: its parameters and state: nested dictionaries of arrays and `QuantizedArray`s.
-      inputs: a batch of inputs, or its `jax.ShapeDtypeStruct`; the first axis of every array is the batch, whose size is left
-        open.
+      inputs: a batch of inputs, any pytree of arrays or of their `jax.ShapeDtypeStruct`; the first axis of every array is the
+        batch, whose size is left open. Labels, masks and weights are no inputs.
       platforms: what it is to run on, of `'cpu'`, `'cuda'`, `'rocm'` and `'tpu'`; none of them needs to be there now.
       metadata: what else the manifest is to hold, such as the names of the classes; anything that JSON can.
 
@@ -147,6 +148,7 @@ def _export(network: Network, variables: Mapping[str, Any], inputs: Any, platfor
     try:
         exported = jax.export.export(program, platforms=platforms)(weights, batch)
     except Exception as error:
+        jaxprs.refuse_batch(inputs, error)
         if any(':' in name for name in names):
             raise ValueError('save: the network does not take QuantizedArrays: pass dequantizing(network)') from error
         raise

@@ -32,6 +32,8 @@ PROGRAM, WEIGHTS, LOADER, MANIFEST = 'model.stablehlo', 'weights.safetensors', '
 class Artefact:
     """A student that is ready to run: called with a batch of inputs, of any size, it returns the logits.
 
+    Inputs are the pytree that it was saved with: an array, or a dictionary, list or tuple of arrays.
+
     Attributes:
       manifest: what `manifest.json` says, the caller's own metadata under `'metadata'` among it.
       weights: arrays by name, on the device.

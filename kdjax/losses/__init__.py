@@ -5,6 +5,12 @@ in, returns float32, and has finite values and gradients for finite logits, for 
 loss that is a sum over examples returns one value per example, and the caller writes `.mean()`; a loss on relations between
 the examples of a batch returns a scalar. No loss stops the gradient on the teacher's side.
 
+No loss makes a plausible number of what is none. NaN or an infinity that is kept gives NaN, but for logits at -inf, which rule
+out a class; behind a mask neither value nor gradient sees it. A negative label is no label, and costs exactly 0. Labels beyond
+the classes, indices beyond a bank, and hyperparameters out of range are a `ValueError` where they are known, as in a call
+outside `jit`; where they are traced, such labels and indices give NaN. Hyperparameters are scalars, and logits are of two
+classes or more. An empty batch gives an empty result, or 0.
+
 What to choose, by what there is to compare. Those marked (batch) return a scalar for the whole batch, the others one value
 per example.
 
@@ -13,6 +19,9 @@ Logits over the same classes, nothing else:
   `standardize_logits` before any of them.
 Logits and labels:
   `decoupled_kd`, `normalized_kd`, `weighted_soft_labels`.
+Several labels at a time, or numbers instead of classes:
+  `binary_labels`, and its teacher's form `binary_soft_targets`; `regression`, with `delta` for outliers, and
+  `bounded_regression`, where the teacher says when a student is good enough.
 A teacher that knows only some of the classes, or of whose logits only the largest were kept, or too many classes for logits:
   `subset_soft_targets`, `top_k_soft_targets`, `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
@@ -78,6 +87,10 @@ from kdjax.losses.relations import similarity_preserving as similarity_preservin
 from kdjax.losses.statistics import fsp as fsp
 from kdjax.losses.statistics import nst as nst
 from kdjax.losses.statistics import singular_vectors as singular_vectors
+from kdjax.losses.targets import binary_labels as binary_labels
+from kdjax.losses.targets import binary_soft_targets as binary_soft_targets
+from kdjax.losses.targets import bounded_regression as bounded_regression
+from kdjax.losses.targets import regression as regression
 from kdjax.losses.transformers import attention_maps as attention_maps
 from kdjax.losses.transformers import hidden_cosine as hidden_cosine
 from kdjax.losses.transformers import value_relations as value_relations

@@ -12,9 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 from kdjax.losses.relations import count, embeddings
 
 
+@on_any_mesh
 def info_nce(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -33,13 +35,14 @@ def info_nce(
       teacher: embeddings of the same width.
       temperature: T > 0, a number or a traced scalar, which may be trained.
       axis: the channel axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep; positions outside, the first axes of embeddings with channels
+        last, are zero, and examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar, in nats, never negative; 0 for one example, or where none is kept.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+      ValueError: shapes or dtypes do not fit, or the temperature is not a positive scalar.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[1., 0.], [0., 1.]]), jnp.array([[3., 0.], [0., 4.]])
@@ -59,6 +62,7 @@ def info_nce(
     return -jnp.sum((own(similarities) + own(similarities.T)) / 2, where=where) / count(student, where)
 
 
+@on_any_mesh
 def crd(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -96,10 +100,11 @@ def crd(
       temperature: T > 0, a number or a traced scalar.
       epsilon: ε > 0.
       axis: the channel axis of student and teacher.
-      where: boolean [batch]: examples to keep.
+      where: boolean [batch] or [batch, positions]: what to keep, as in `info_nce`.
 
     Returns:
-      float32 [batch], in nats, never negative; 0 for examples that are not kept.
+      float32 [batch], in nats, never negative; 0 for examples that are not kept. NaN where an embedding or a row is, for all of
+      the batch where Z is the batch's.
 
     Raises:
       ValueError: shapes or dtypes do not fit, or a hyperparameter is not positive.
@@ -114,13 +119,15 @@ def crd(
       Tian, Krishnan, Isola. Contrastive Representation Distillation. 2020. https://arxiv.org/abs/1910.10699
     """
     numerics.check_positive('crd', examples=examples, temperature=temperature, epsilon=epsilon)
+    for name, normalizer in (('student_normalizer', student_normalizer), ('teacher_normalizer', teacher_normalizer)):
+        numerics.check_scalars('crd', **{name: 1.0 if normalizer is None else normalizer})
     student, teacher, where = _same_width('crd', student, teacher, axis, where)
     total = jnp.zeros(student.shape[0], jnp.float32)
     for embedding, name, memory, normalizer in (
         (student, 'teacher_memory', teacher_memory, student_normalizer),
         (teacher, 'student_memory', student_memory, teacher_normalizer),
     ):
-        scores = _scores('crd', embedding, name, memory, temperature)
+        scores = _scores('crd', embedding, name, memory, temperature, where)
         if normalizer is None:
             log_normalizer = jax.lax.stop_gradient(_log_normalizer(scores, examples, where))
         else:
@@ -131,6 +138,7 @@ def crd(
     return total if where is None else jnp.where(where, total, 0.0)
 
 
+@on_any_mesh
 def crd_normalizer(
     embedding: ArrayLike,
     memory: ArrayLike,
@@ -150,7 +158,7 @@ def crd_normalizer(
       examples: how many rows a bank has.
       temperature: T > 0.
       axis: the channel axis of the embedding.
-      where: boolean [batch]: examples to keep.
+      where: boolean [batch] or [batch, positions]: what to keep, as in `info_nce`.
 
     Returns:
       float32 scalar, without a gradient.
@@ -164,7 +172,7 @@ def crd_normalizer(
     """
     numerics.check_positive('crd_normalizer', examples=examples, temperature=temperature)
     embedding, _, where = _same_width('crd_normalizer', embedding, embedding, axis, where)
-    scores = _scores('crd_normalizer', embedding, 'memory', memory, temperature)
+    scores = _scores('crd_normalizer', embedding, 'memory', memory, temperature, where)
     return jax.lax.stop_gradient(jnp.exp(_log_normalizer(scores, examples, where)))
 
 
@@ -208,6 +216,7 @@ def class_index(labels: ArrayLike) -> ClassIndex:
     return ClassIndex(*(jnp.asarray(column, jnp.int32) for column in columns))
 
 
+@on_any_mesh
 def crd_negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: int) -> jax.Array:
     """Draws examples of other classes for each example of a batch, uniformly and with replacement.
 
@@ -216,27 +225,32 @@ def crd_negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: i
 
     Args:
       key: a random key.
-      indices: which training examples make up the batch, integers [batch].
+      indices: which training examples make up the batch, integers [batch] in [0, examples).
       index: `class_index` of the labels of all training examples.
       size: how many to draw for each, K.
 
     Returns:
-      int32 [batch, K], indices of training examples.
+      int32 [batch, K], indices of training examples. Where the batch's own are traced, those for one outside of [0, examples)
+      are `examples`, which no row has: `jnp.take(bank, rows, axis=0, mode='fill', fill_value=jnp.nan)` has `crd` give NaN.
 
     Raises:
-      ValueError: the indices are not integers [batch].
+      ValueError: the indices are not integers [batch], or are known and outside of [0, examples).
 
     >>> index = class_index([0, 0, 1])
     >>> print(crd_negatives(jax.random.key(0), jnp.array([0, 1]), index, 3))
     [[2 2 2]
      [2 2 2]]
     """
-    indices = _check_indices('crd_negatives', indices)
-    starts, counts = index.starts[indices][:, None], index.counts[indices][:, None]
-    drawn = jax.random.randint(key, (indices.shape[0], size), 0, index.order.shape[0] - counts)
-    return index.order[jnp.where(drawn < starts, drawn, drawn + counts)]
+    _check_vector('crd_negatives', indices)
+    examples = index.order.shape[0]
+    indices = numerics.check_indices('crd_negatives', 'indices', indices, examples)
+    starts, counts = (x.at[indices].get(mode='clip')[:, None] for x in (index.starts, index.counts))
+    drawn = jax.random.randint(key, (indices.shape[0], size), 0, examples - counts)
+    negatives = index.order[jnp.where(drawn < starts, drawn, drawn + counts)]
+    return jnp.where(indices[:, None] < examples, negatives, examples)
 
 
+@on_any_mesh
 def crd_update_memory(
     bank: ArrayLike,
     indices: ArrayLike,
@@ -251,16 +265,17 @@ def crd_update_memory(
 
     Args:
       bank: float32 [examples, channels].
-      indices: the examples of the batch, integers [batch], each at most once among those kept.
+      indices: the examples of the batch, integers [batch] in [0, examples), each at most once among those kept.
       embedding: their embeddings [batch, channels], floating point of any precision.
-      momentum: m in [0, 1).
+      momentum: m in [0, 1].
       where: boolean [batch]: the rows of the others stay as they are.
 
     Returns:
-      A bank of the same shape and dtype.
+      A bank of the same shape and dtype. Where the indices are traced and one that is kept is outside of [0, examples), its
+      last row is NaN.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: shapes or dtypes do not fit, the momentum does not, or indices are known and outside of [0, examples).
 
     >>> import jax.numpy as jnp
     >>> print(crd_update_memory(jnp.eye(3, 2), jnp.array([0]), jnp.array([[0., 7.]])))
@@ -272,21 +287,26 @@ def crd_update_memory(
       Wu, Xiong, Yu, Lin. Unsupervised Feature Learning via Non-Parametric Instance Discrimination. 2018.
       https://arxiv.org/abs/1805.01978
     """
-    bank, indices = jnp.asarray(bank), _check_indices('crd_update_memory', indices)
+    numerics.check_share('crd_update_memory', momentum=momentum)
+    _check_vector('crd_update_memory', indices)
+    bank = jnp.asarray(bank)
     embedding = numerics.as_float32('crd_update_memory: embedding', embedding)
-    if bank.ndim != 2 or embedding.shape != (indices.shape[0], bank.shape[1]):
+    batch = jnp.shape(indices)[0]
+    if bank.ndim != 2 or embedding.shape != (batch, bank.shape[1]):
         raise ValueError(
-            f'crd_update_memory: embedding {embedding.shape} must be [batch, channels] for {indices.shape[0]} indices into a '
+            f'crd_update_memory: embedding {embedding.shape} must be [batch, channels] for {batch} indices into a '
             f'bank {bank.shape}'
         )
+    where = numerics.mask('crd_update_memory', True if where is None else where, (batch,), 0)
+    examples = bank.shape[0]
+    indices = numerics.check_indices('crd_update_memory', 'indices', jnp.where(where, indices, 0), examples)
     momentum = jnp.asarray(momentum, jnp.float32)
-    rows = bank[indices].astype(jnp.float32)
+    rows = bank.at[indices].get(mode='clip').astype(jnp.float32)
     rows = numerics.l2_normalize(momentum * rows + (1 - momentum) * numerics.l2_normalize(embedding, axis=1), axis=1)
-    where = numerics.mask('crd_update_memory', where, indices.shape, 0)
-    if where is not None:
-        # No row has this index: what is written to it is dropped.
-        indices = jnp.where(where, indices, bank.shape[0])
-    return bank.at[indices].set(rows.astype(bank.dtype), mode='drop')
+    # No row has the number `examples`: what is written to it is dropped.
+    bank = bank.at[jnp.where(where, indices, examples)].set(rows.astype(bank.dtype), mode='drop')
+    lost = jnp.any(where & (indices == examples))
+    return bank.at[jnp.where(lost, examples - 1, examples)].set(jnp.nan, mode='drop')
 
 
 def _same_width(
@@ -300,12 +320,16 @@ def _same_width(
     return numerics.l2_normalize(student, axis=1), numerics.l2_normalize(teacher, axis=1), where
 
 
-def _scores(loss: str, embedding: jax.Array, name: str, memory: ArrayLike, temperature: ArrayLike) -> jax.Array:
-    """⟨v, w⟩ / T, [batch, 1 + K]."""
-    memory = numerics.as_float32(f'{loss}: {name}', memory)
+def _scores(
+    loss: str, embedding: jax.Array, name: str, memory: ArrayLike, temperature: ArrayLike, where: jax.Array | None
+) -> jax.Array:
+    """⟨v, w⟩ / T, [batch, 1 + K]; 0 for examples outside `where`."""
+    memory = numerics.finite_or_nan(numerics.as_float32(f'{loss}: {name}', memory))
     batch, width = embedding.shape
     if memory.ndim != 3 or memory.shape[::2] != (batch, width) or memory.shape[1] < 2:
         raise ValueError(f'{loss}: {name} {memory.shape} must be [{batch}, 1 + K, {width}] for embeddings {embedding.shape}')
+    if where is not None:
+        memory = jnp.where(where[:, None, None], memory, 0.0)
     products = jnp.einsum('bd,bkd->bk', embedding, memory, precision=jax.lax.Precision.HIGHEST)
     return products / jnp.asarray(temperature, jnp.float32)
 
@@ -315,11 +339,10 @@ def _log_normalizer(scores: jax.Array, examples: int, where: jax.Array | None) -
     kept = None if where is None else jnp.broadcast_to(where[:, None], scores.shape)
     total = jax.nn.logsumexp(scores, where=kept)
     log_mean = total - jnp.log(count(scores, where) * scores.shape[1])
-    return jnp.where(jnp.isfinite(total), log_mean, 0.0) + jnp.log(jnp.float32(examples))
+    return jnp.where(jnp.isneginf(total), 0.0, log_mean) + jnp.log(jnp.float32(examples))
 
 
-def _check_indices(function: str, indices: ArrayLike) -> jax.Array:
-    indices = jnp.asarray(indices)
+def _check_vector(function: str, indices: ArrayLike) -> None:
+    indices = indices if isinstance(indices, jax.Array) else np.asarray(indices)
     if indices.ndim != 1 or not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f'{function}: indices must be integers [batch], got {indices.dtype} {indices.shape}')
-    return indices

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import numerics
+from kdjax.losses import meshes, numerics
 from kdjax.losses.features import average_pool
 
 Function = Callable[[jax.Array], jax.Array]
@@ -85,14 +85,15 @@ def loss_gradient_attention(
       student_features: activations [batch, height, width, channels], floating point of any precision; arithmetic outside the
         two functions is in float32.
       teacher_features: activations with the same batch size.
-      labels: integer classes [batch] to explain; the paper takes the likeliest of those that the teacher knows. A negative one
-        has a map of zeros.
+      labels: integer classes [batch] to explain; the paper takes the likeliest of those that the teacher knows. An example with
+        a negative one costs 0, whatever its features; a label that either network does not have is an error where it is known,
+        and costs NaN where it is traced.
 
     Returns:
       float32 [batch], without unit, at most √(2 · positions). A map that is zero everywhere stays zero.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: shapes or dtypes do not fit, or a label that is known is beyond the classes.
 
     >>> import jax.numpy as jnp
     >>> head = lambda features: features.mean(axis=(1, 2))
@@ -111,18 +112,23 @@ def loss_gradient_attention(
             f'{name}: features of student and teacher must be [batch, height, width, channels] with the same batch, '
             f'got {student_features.shape} and {teacher_features.shape}'
         )
-    labels = numerics.check_labels(name, labels, student_features.shape[:1])
+    numbers = numerics.check_labels(name, labels, student_features.shape[:1])
+    labelled = (numbers >= 0)[:, None, None, None]
     height, width = (min(sizes) for sizes in zip(student_features.shape[1:3], teacher_features.shape[1:3], strict=True))
 
-    def attention(side: str, function: Function, features: jax.Array) -> jax.Array:
+    def attention(side: str, function: Function, features: jax.Array) -> tuple[jax.Array, int]:
+        features = numerics.finite_or_nan(jnp.where(labelled | jnp.isfinite(features), features, 0.0))
         logits, pullback = _vjp(f'{name}: {side}', function, features)
-        (gradient,) = pullback(jax.nn.one_hot(labels, logits.shape[1], dtype=jnp.float32))
+        numerics.check_labels(name, labels, logits.shape[:1], logits.shape[1])
+        (gradient,) = pullback(jax.nn.one_hot(numbers, logits.shape[1], dtype=jnp.float32))
         weights = jnp.mean(gradient, axis=(1, 2))
         weighted = jnp.einsum('bhwc,bc->bhw', features, weights, precision=jax.lax.Precision.HIGHEST)
-        return numerics.l2_normalize(average_pool(jax.nn.relu(weighted), (height, width)), axis=(1, 2))
+        pooled = average_pool(jax.nn.relu(weighted), (height, width))
+        return numerics.l2_normalize(pooled, axis=(1, 2)), logits.shape[1]
 
-    difference = attention('teacher', teacher, teacher_features) - attention('student', student, student_features)
-    return jnp.sum(jnp.abs(difference), axis=(1, 2))
+    map_t, classes_t = attention('teacher', teacher, teacher_features)
+    map_s, classes_s = attention('student', student, student_features)
+    return numerics.of_labelled(jnp.sum(jnp.abs(map_t - map_s), axis=(1, 2)), numbers, min(classes_t, classes_s))
 
 
 def _vjp(name: str, function: Function, inputs: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array]]]:
@@ -130,4 +136,4 @@ def _vjp(name: str, function: Function, inputs: jax.Array) -> tuple[jax.Array, C
     outputs, pullback = jax.vjp(lambda x: numerics.as_float32(name, function(x)), inputs)
     if outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
         raise ValueError(f'{name} must return [batch, classes] for inputs {inputs.shape}, got {outputs.shape}')
-    return outputs, pullback
+    return outputs, lambda cotangent: pullback(meshes.varying_alike((cotangent, outputs))[0])

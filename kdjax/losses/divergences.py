@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def reverse_kl(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -22,7 +24,8 @@ def reverse_kl(
     """Kullback-Leibler divergence of the teacher's distribution from the student's, per example.
 
     Σ_c p_s(c) (log p_s(c) - log p_t(c)), with p = softmax(z / T). The student pays for what the teacher finds impossible, and
-    not for what it leaves out. A class that the teacher alone rules out costs 1e30 times the student's probability.
+    not for what it leaves out. A class that the teacher alone rules out costs 1e30 times the student's probability; 1000 times
+    where either is float16, so that the gradient, which is of that size, is finite in a dtype that ends at 65504.
 
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.
@@ -35,7 +38,7 @@ def reverse_kl(
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: the shapes differ, a dtype is not floating point, or the temperature is not positive.
+      ValueError: the shapes differ, a dtype is not floating point, there is a single class, or the temperature does not fit.
 
     >>> import jax.numpy as jnp
     >>> print(reverse_kl(jnp.array([[2., 0.]]), jnp.array([[0., 0.]])))
@@ -44,10 +47,11 @@ def reverse_kl(
     Reference:
       Gu, Dong, Wei, Huang. MiniLLM: Knowledge Distillation of Large Language Models. 2024. https://arxiv.org/abs/2306.08543
     """
-    log_s, log_t, where = _log_probabilities('reverse_kl', student, teacher, temperature, axis, where)
+    log_s, log_t, where = numerics.log_probabilities('reverse_kl', student, teacher, temperature, axis, where)
     return numerics.divergence(log_s, log_t, where)
 
 
+@on_any_mesh
 def jensen_shannon(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -75,7 +79,7 @@ def jensen_shannon(
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: the shapes differ, a dtype is not floating point, or a hyperparameter is out of range.
+      ValueError: the shapes differ, a dtype is not floating point, there is a single class, or a hyperparameter does not fit.
 
     >>> import jax.numpy as jnp
     >>> print(jensen_shannon(jnp.array([[100., 0.]]), jnp.array([[0., 100.]])))
@@ -85,8 +89,8 @@ def jensen_shannon(
       Agarwal, Vieillard, Zhou, Stanczyk, Ramos, Geist, Bachem. On-Policy Distillation of Language Models: Learning from
       Self-Generated Mistakes. 2024. https://arxiv.org/abs/2306.13649
     """
-    _check_share('jensen_shannon', 'beta', beta)
-    log_s, log_t, where = _log_probabilities('jensen_shannon', student, teacher, temperature, axis, where)
+    numerics.check_share('jensen_shannon', beta=beta)
+    log_s, log_t, where = numerics.log_probabilities('jensen_shannon', student, teacher, temperature, axis, where)
     beta = jnp.asarray(beta, jnp.float32)
     inside = (beta > 0) & (beta < 1)
     share = jnp.where(inside, beta, 0.5)  # keeps the logarithms of the branch that is not taken finite
@@ -96,6 +100,7 @@ def jensen_shannon(
     return jnp.where(inside, between, jnp.where(beta <= 0, forward, reverse))
 
 
+@on_any_mesh
 def skewed_kl(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -122,7 +127,7 @@ def skewed_kl(
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: the shapes differ, a dtype is not floating point, or a hyperparameter is out of range.
+      ValueError: the shapes differ, a dtype is not floating point, there is a single class, or a hyperparameter does not fit.
 
     >>> import jax.numpy as jnp
     >>> print(skewed_kl(jnp.array([[1e4, 0.]]), jnp.array([[0., 1e4]])))
@@ -132,26 +137,12 @@ def skewed_kl(
       Ko, Kim, Chen, Yun. DistiLLM: Towards Streamlined Distillation for Large Language Models. 2024.
       https://arxiv.org/abs/2402.03898
     """
-    _check_share('skewed_kl', 'alpha', alpha)
-    log_s, log_t, where = _log_probabilities('skewed_kl', student, teacher, temperature, axis, where)
+    numerics.check_share('skewed_kl', alpha=alpha)
+    log_s, log_t, where = numerics.log_probabilities('skewed_kl', student, teacher, temperature, axis, where)
     return numerics.divergence(log_t, _mixture(log_t, log_s, jnp.asarray(alpha, jnp.float32)), where)
-
-
-def _log_probabilities(
-    loss: str, student: ArrayLike, teacher: ArrayLike, temperature: ArrayLike, axis: int, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    numerics.check_positive(loss, temperature=temperature)
-    where = numerics.mask(loss, where, jnp.shape(student), axis)
-    student, teacher = numerics.pair(loss, student, teacher, axis)
-    return numerics.log_softmax(student, temperature, where), numerics.log_softmax(teacher, temperature, where), where
 
 
 def _mixture(log_p: jax.Array, log_q: jax.Array, share: jax.Array) -> jax.Array:
     """log(share · p + (1 - share) · q); a share of 0 or 1 is exact and has finite gradients."""
     weights = [jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1.0)), numerics.LOG_ZERO) for w in (share, 1 - share)]
     return jnp.logaddexp(log_p + weights[0], log_q + weights[1])
-
-
-def _check_share(loss: str, name: str, value: ArrayLike) -> None:
-    if isinstance(value, (int, float)) and not 0 <= value <= 1:
-        raise ValueError(f'{loss}: {name} must be between 0 and 1, got {value}')

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def gradient_reversal(x: ArrayLike, scale: ArrayLike = 1.0) -> jax.Array:
     """Returns `x` unchanged, and multiplies the gradient that comes back through it by `-scale`.
 
@@ -29,7 +31,7 @@ def gradient_reversal(x: ArrayLike, scale: ArrayLike = 1.0) -> jax.Array:
       `x`.
 
     Raises:
-      ValueError: the dtype is not floating point.
+      ValueError: the dtype is not floating point, or the scale is not a scalar.
 
     >>> import jax
     >>> function = lambda x: 3. * gradient_reversal(x, 0.5)
@@ -40,6 +42,7 @@ def gradient_reversal(x: ArrayLike, scale: ArrayLike = 1.0) -> jax.Array:
       Ganin, Ustinova, Ajakan, Germain, Larochelle, Laviolette, Marchand, Lempitsky. Domain-Adversarial Training of Neural
       Networks. 2016. https://arxiv.org/abs/1505.07818
     """
+    numerics.check_scalars('gradient_reversal', scale=scale)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'gradient_reversal: x must be floating point, got {x.dtype}')
@@ -94,6 +97,7 @@ def reversal_schedule(steps: int, *, gamma: float = 10.0) -> Callable[[Any], jax
     return schedule
 
 
+@on_any_mesh
 def domain_discrimination(logits: ArrayLike, domains: ArrayLike) -> jax.Array:
     """Cross-entropy of a discriminator that names the domain of each example, per example.
 
@@ -102,13 +106,13 @@ def domain_discrimination(logits: ArrayLike, domains: ArrayLike) -> jax.Array:
     Args:
       logits: [batch, domains], or [batch] for two domains; floating point of any precision; arithmetic is in float32.
       domains: integers [batch], from 0. A negative one says that the domain is not known: the example costs 0 and teaches
-        nothing. One that is too large has a finite cost that means nothing.
+        nothing, whatever its logits. One that is too large is an error where it is known, and costs NaN where it is traced.
 
     Returns:
       float32 [batch], in nats, never negative.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: shapes or dtypes do not fit, there is a single domain, or one that is known is too large.
 
     >>> import jax.numpy as jnp
     >>> print(domain_discrimination(jnp.array([2., 2., 2.]), jnp.array([1, 0, -1])))
@@ -118,13 +122,15 @@ def domain_discrimination(logits: ArrayLike, domains: ArrayLike) -> jax.Array:
       Ganin, Ustinova, Ajakan, Germain, Larochelle, Laviolette, Marchand, Lempitsky. Domain-Adversarial Training of Neural
       Networks. 2016. https://arxiv.org/abs/1505.07818
     """
-    log_p = _log_probabilities('domain_discrimination', logits)
-    domains = numerics.check_labels('domain_discrimination', domains, log_p.shape[:1])
-    chosen = jnp.clip(domains, 0, log_p.shape[1] - 1)
-    cost = -jnp.take_along_axis(log_p, chosen[:, None], axis=1)[:, 0]
-    return jnp.where(domains >= 0, cost, 0.0)
+    logits = _domain_logits('domain_discrimination', logits)
+    batch, count = logits.shape
+    domains = numerics.check_labels('domain_discrimination', domains, (batch,), count)
+    log_p = numerics.log_softmax(jnp.where(domains[:, None] < 0, 0.0, logits))
+    cost = -jnp.take_along_axis(log_p, jnp.clip(domains, 0, count - 1)[:, None], axis=1)[:, 0]
+    return numerics.of_labelled(cost, domains, count)
 
 
+@on_any_mesh
 def domain_confusion(logits: ArrayLike) -> jax.Array:
     """How well a discriminator can tell the domains apart, for the features to minimise, per example.
 
@@ -139,7 +145,7 @@ def domain_confusion(logits: ArrayLike) -> jax.Array:
       float32 [batch], in nats, at least log D.
 
     Raises:
-      ValueError: shape or dtype do not fit.
+      ValueError: shape or dtype do not fit, or there is a single domain.
 
     >>> import jax.numpy as jnp
     >>> print(domain_confusion(jnp.array([[0., 0.], [4., 0.]])))
@@ -149,14 +155,14 @@ def domain_confusion(logits: ArrayLike) -> jax.Array:
       Tzeng, Hoffman, Darrell, Saenko. Simultaneous Deep Transfer Across Domains and Tasks. 2015.
       https://arxiv.org/abs/1510.02192
     """
-    return -jnp.mean(_log_probabilities('domain_confusion', logits), axis=-1)
+    return -jnp.mean(numerics.log_softmax(_domain_logits('domain_confusion', logits)), axis=-1)
 
 
-def _log_probabilities(loss: str, logits: ArrayLike) -> jax.Array:
-    """Log probabilities [batch, domains] from logits of that shape, or from one logit [batch] for the second of two domains."""
+def _domain_logits(loss: str, logits: ArrayLike) -> jax.Array:
+    """Logits [batch, domains] in float32, from such or from one logit [batch] for the second of two domains."""
     logits = numerics.as_float32(f'{loss}: logits', logits)
     if logits.ndim not in (1, 2):
         raise ValueError(f'{loss}: logits must be [batch, domains], or [batch] for two domains, got {logits.shape}')
-    if logits.ndim == 1:
-        logits = jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
-    return numerics.log_softmax(logits)
+    if logits.shape[1:] == (1,):
+        raise ValueError(f'{loss}: logits {logits.shape} are of a single domain; drop the last axis where they tell two apart')
+    return jnp.stack([jnp.zeros_like(logits), logits], axis=-1) if logits.ndim == 1 else logits

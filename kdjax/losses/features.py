@@ -2,6 +2,7 @@
 
 All return one value per example. Features are images [batch, height, width, channels] or, for `hint`, arrays of any rank; other
 layouts through `axis`, the channel axis. After that axis has been moved to the end, the first axis runs over the examples.
+An example of which anything that is kept is NaN or infinite costs NaN.
 Where the two networks have different widths, `kdjax.objectives` adds the connector that the paper trains.
 """
 
@@ -11,8 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of two activations of the same shape, per example.
 
@@ -43,6 +46,7 @@ def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: Array
     return numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
 
 
+@on_any_mesh
 def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of what was generated from a masked activation and the teacher's activation, per example.
 
@@ -74,6 +78,7 @@ def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1,
     return numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
 
 
+@on_any_mesh
 def attention_transfer(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -102,7 +107,7 @@ def attention_transfer(
       is zero everywhere has a map of zeros.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, the power is not positive, or the variant is unknown.
+      ValueError: shapes or dtypes do not fit, the power is not a positive scalar, or the variant is unknown.
 
     >>> import jax.numpy as jnp
     >>> student = jnp.array([1., 0., 0., 0.]).reshape(1, 2, 2, 1)
@@ -122,19 +127,17 @@ def attention_transfer(
     def attention(features: jax.Array) -> jax.Array:
         magnitude = jnp.abs(numerics.unit_scale(features, axis=(1, 2, 3)))
         # |f|^p has an infinite or undefined derivative at 0 for p < 2, where the convention is 0.
-        active = magnitude > 0
-        powered = jnp.where(active, jnp.where(active, magnitude, 1.0) ** jnp.asarray(power, jnp.float32), 0.0)
+        powered = jnp.where(magnitude == 0, 0.0, numerics.nonzero(magnitude) ** jnp.asarray(power, jnp.float32))
         pooled = average_pool(jnp.mean(powered, axis=-1), size)
         return numerics.l2_normalize(pooled if where is None else jnp.where(where, pooled, 0.0), axis=(1, 2))
 
     squares = jnp.square(attention(student) - attention(teacher))
     if variant == 'mean_square':
         return numerics.masked_mean(squares, (1, 2), where)
-    total = jnp.sum(squares, axis=(1, 2))
-    # sqrt has an infinite derivative at 0, which equal maps would turn into NaN.
-    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1.0)), 0.0)
+    return numerics.root(jnp.sum(squares, axis=(1, 2)))
 
 
+@on_any_mesh
 def hierarchical_context(
     student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -167,7 +170,7 @@ def hierarchical_context(
     """
     student, teacher, where = activations('hierarchical_context', student, teacher, axis, where, rank=4)
     # Pooling is linear: the difference of two pooled maps is the pooled difference.
-    difference = student - teacher if where is None else jnp.where(where, student - teacher, 0.0)
+    difference = student - teacher
     total = numerics.masked_mean(jnp.square(difference), (1, 2, 3), where)
     weight = weights = 1.0
     for side in (4, 2, 1):
@@ -184,6 +187,7 @@ def hierarchical_context(
     return total / weights
 
 
+@on_any_mesh
 def channel_wise(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -208,7 +212,7 @@ def channel_wise(
       float32 [batch], in nats, never negative; 0 where no position is kept.
 
     Raises:
-      ValueError: the shapes differ, are not images, a dtype is not floating point, or the temperature is not positive.
+      ValueError: the shapes differ, are not images, a dtype is not floating point, or the temperature is not a positive scalar.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([2., 0.]).reshape(1, 1, 2, 1), jnp.array([0., 2.]).reshape(1, 1, 2, 1)
@@ -222,11 +226,12 @@ def channel_wise(
     numerics.check_positive('channel_wise', temperature=temperature)
     student, teacher, _ = activations('channel_wise', student, teacher, axis, None, rank=4)
     where = position_mask('channel_wise', where, student.shape[:3], axis)
-    keep = None if where is None else where.reshape(where.shape[0], 1, -1)
+    batch, height, width, channels = student.shape
+    keep = None if where is None else where.reshape(batch, 1, height * width)
 
     def log_probabilities(features: jax.Array) -> jax.Array:
-        maps = jnp.moveaxis(features, -1, 1)
-        return numerics.log_softmax(maps.reshape(*maps.shape[:2], -1), temperature, keep)
+        maps = jnp.moveaxis(features, -1, 1).reshape(batch, channels, height * width)
+        return numerics.log_softmax(maps, temperature, keep)
 
     divergences = numerics.divergence(log_probabilities(teacher), log_probabilities(student), keep)
     return jnp.square(jnp.asarray(temperature, jnp.float32)) * jnp.mean(divergences, axis=-1)
@@ -235,20 +240,26 @@ def channel_wise(
 def activations(
     loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None, *, rank: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Two activations of one shape in float32 with channels last, and `where` broadcast to them."""
+    """Two activations of one shape in float32 with channels last, zero outside `where`, and `where` broadcast to them."""
     where = numerics.mask(loss, where, jnp.shape(student), axis)
     student, teacher = numerics.pair(loss, student, teacher, axis)
     if rank is None and student.ndim < 2:
         raise ValueError(f'{loss}: activations must be [batch, ..., channels], got {student.shape}')
     if rank is not None and student.ndim != rank:
         raise ValueError(f'{loss}: activations must be [batch, height, width, channels], got {student.shape}')
-    return student, teacher, where
+    student, teacher = (numerics.finite_or_nan(x) for x in (student, teacher))
+    if where is None:
+        return student, teacher, None
+    return jnp.where(where, student, 0.0), jnp.where(where, teacher, 0.0), where
 
 
 def images(
     loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, tuple[int, int], jax.Array | None]:
-    """Two activations in float32 with channels last, the smaller of their sizes, and `where` over the positions of that."""
+    """Two activations in float32 with channels last, the smaller of their sizes, and `where` over the positions of that.
+
+    What reaches no kept position by way of `average_pool` is zero.
+    """
     student, teacher = numerics.pair(loss, student, teacher, axis, same_shape=False)
     if student.ndim != 4 or student.shape[0] != teacher.shape[0]:
         raise ValueError(
@@ -256,7 +267,21 @@ def images(
             f'got {student.shape} and {teacher.shape} (channels last)'
         )
     size = smaller_size(student, teacher)
-    return student, teacher, size, position_mask(loss, where, (student.shape[0], *size), axis)
+    where = position_mask(loss, where, (student.shape[0], *size), axis)
+    return masked_images(student, where), masked_images(teacher, where), size, where
+
+
+def masked_images(images: jax.Array, where: jax.Array | None) -> jax.Array:
+    """[batch, height, width, channels] without infinities, zero where `average_pool` to the size of `where` drops it."""
+    images = numerics.finite_or_nan(images)
+    if where is None:
+        return images
+    reached = where.astype(jnp.float32)
+    for axis in (1, 2):
+        if images.shape[axis] != where.shape[axis]:
+            windows = jnp.asarray(_windows(images.shape[axis], where.shape[axis]))
+            reached = jnp.moveaxis(jnp.tensordot(reached, windows, axes=((axis,), (1,))), -1, axis)
+    return jnp.where(reached[..., None] > 0, images, 0.0)
 
 
 def position_mask(loss: str, where: ArrayLike | None, shape: tuple[int, ...], axis: int) -> jax.Array | None:
@@ -283,10 +308,16 @@ def average_pool(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
         length = maps.shape[axis]
         if length == target:
             continue
-        window = np.zeros((length, target), np.float32)
-        for i in range(target):
-            start, stop = i * length // target, -(-(i + 1) * length // target)
-            window[start:stop, i] = 1.0 / (stop - start)
-        pooled = jnp.tensordot(maps, jnp.asarray(window), axes=((axis,), (0,)), precision=jax.lax.Precision.HIGHEST)
+        windows = jnp.asarray(_windows(length, target))
+        pooled = jnp.tensordot(maps, windows, axes=((axis,), (0,)), precision=jax.lax.Precision.HIGHEST)
         maps = jnp.moveaxis(pooled, -1, axis)
     return maps
+
+
+def _windows(length: int, target: int) -> np.ndarray:
+    """The matrix [length, target] of which each column averages a window."""
+    windows = np.zeros((length, target), np.float32)
+    for i in range(target):
+        start, stop = i * length // target, -(-(i + 1) * length // target)
+        windows[start:stop, i] = 1.0 / (stop - start)
+    return windows

@@ -1,6 +1,7 @@
 """The instance relationship graph: a batch's examples, their distances, and what becomes of both from layer to layer."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -9,9 +10,11 @@ from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
 from kdjax.losses.logits import logit_mse
+from kdjax.losses.meshes import on_any_mesh
 from kdjax.losses.relations import count, differences, embeddings, squared_distances
 
 
+@on_any_mesh
 def instance_graph(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -44,7 +47,8 @@ def instance_graph(
       edges: weight of E.
       transformations: weight of Θ + Λ.
       axis: the class axis of the logits and the channel axis of the layers.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep, of logits and layers that have such positions as their first
+        axes with channels last. Examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar; 0 where no example is kept.
@@ -71,14 +75,18 @@ def instance_graph(
     student, teacher = numerics.pair('instance_graph', student, teacher, axis)
     if student.ndim < 2:
         raise ValueError(f'instance_graph: student {student.shape} and teacher {teacher.shape} must be [batch, classes]')
-    batch = student.shape[0]
-    where = numerics.mask('instance_graph', where, (batch,), 0)
-    vertices = logit_mse(student.reshape(batch, -1), teacher.reshape(batch, -1))
-
+    numerics.check_scalars('instance_graph', edges=edges, transformations=transformations)
+    batch, width = student.shape[0], math.prod(student.shape[1:])
     pairs = [embeddings('instance_graph', s, t, axis, where)[:2] for s, t in zip(student_layers, teacher_layers, strict=True)]
     if any(layer.shape[0] != batch for pair in pairs for layer in pair):
         shapes = [jnp.shape(layer) for layer in student_layers]
         raise ValueError(f'instance_graph: layers {shapes} must have the {batch} examples of student {student.shape}')
+    elements = None
+    if where is not None:
+        elements = jnp.broadcast_to(numerics.leading_mask('instance_graph', where, student.shape), student.shape)
+        elements = elements.reshape(batch, width)
+        where = numerics.leading_mask('instance_graph', where, (batch, 1))[:, 0]
+    vertices = logit_mse(student.reshape(batch, width), teacher.reshape(batch, width), where=elements)
 
     kept = count(student, where)
     unlike = jnp.stack([_edges(s, where) - _edges(t, where) for s, t in pairs])
@@ -105,5 +113,4 @@ def _moves(before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _relative(squares: jax.Array) -> jax.Array:
-    largest = jnp.max(squares)
-    return squares / jnp.where(largest > 0, largest, 1.0)
+    return squares / numerics.nonzero(jnp.max(squares, initial=0.0))

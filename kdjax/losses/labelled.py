@@ -1,7 +1,8 @@
 """Losses on logits that need labels: what the teacher says of the labelled class, and what of the others.
 
-All return one value per example and take logits `[..., classes]` and integer labels `[...]`. A label outside [0, classes), such
-as the -1 of an example that has none, gives a finite value that means nothing: mask it with `jnp.where(labels >= 0, ...)`.
+All return one value per example and take logits `[..., classes]` and integer labels `[...]`. An example with a negative label
+has none: it costs exactly 0 and teaches nothing, whatever its logits. A label beyond the classes is an error where it is known,
+and NaN where it is traced.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def decoupled_kd(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -34,7 +37,7 @@ def decoupled_kd(
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.
       teacher: logits of the same shape.
-      labels: integer classes y, [...]. Outside [0, classes), the value is finite but means nothing.
+      labels: integer classes y, [...]; negative for examples that have none.
       alpha: weight of TCKD.
       beta: weight of NCKD. The authors warm the whole loss up with min(epoch / 20, 1).
       temperature: T > 0, a number or a traced scalar.
@@ -42,10 +45,11 @@ def decoupled_kd(
       where: boolean, broadcastable to the logits: classes to keep.
 
     Returns:
-      float32 of shape [...], in nats, never negative for non-negative weights.
+      float32 of shape [...], in nats, never negative for non-negative weights; 0 where there is no label.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+      ValueError: shapes or dtypes do not fit, there is a single class, a label is beyond the classes, or a hyperparameter does
+        not fit.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[2., 1., 0.]]), jnp.array([[3., 0., 1.]])
@@ -55,20 +59,22 @@ def decoupled_kd(
     Reference:
       Zhao, Cui, Song, Qiu, Liang. Decoupled Knowledge Distillation. 2022. https://arxiv.org/abs/2203.08679
     """
-    student, teacher, classes, temperature = _prepare('decoupled_kd', student, teacher, labels, temperature, axis, where)
+    numerics.check_scalars('decoupled_kd', alpha=alpha, beta=beta)
+    logits, classes, temperature = _prepare('decoupled_kd', student, teacher, labels, temperature, axis, where)
 
     def target_and_rest(logits: jax.Array) -> jax.Array:
-        log_p = numerics.log_softmax(logits, temperature, classes.kept)
+        log_p = numerics.log_softmax(logits, temperature, classes.kept, classes.zero)
         parts = jnp.where(jnp.stack([classes.target, classes.others]), log_p[None], numerics.LOG_ZERO)
         return jnp.moveaxis(jax.nn.logsumexp(parts, axis=-1), 0, -1)
 
-    log_s, log_t = (numerics.log_softmax(logits, temperature, classes.others) for logits in (student, teacher))
-    target_class = numerics.divergence(target_and_rest(teacher), target_and_rest(student))
+    log_s, log_t = (numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
+    target_class = numerics.divergence(*(target_and_rest(x) for x in logits[::-1]))
     non_target_class = numerics.divergence(log_t, log_s, classes.others)
     alpha, beta = (jnp.asarray(x, jnp.float32) for x in (alpha, beta))
-    return jnp.square(temperature) * (alpha * target_class + beta * non_target_class)
+    return _of_labelled(jnp.square(temperature) * (alpha * target_class + beta * non_target_class), classes)
 
 
+@on_any_mesh
 def normalized_kd(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -88,17 +94,18 @@ def normalized_kd(
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.
       teacher: logits of the same shape.
-      labels: integer classes y, [...]. Outside [0, classes), the value is finite but means nothing.
+      labels: integer classes y, [...]; negative for examples that have none.
       gamma: weight of the other classes.
       temperature: T > 0 for the other classes, a number or a traced scalar.
       axis: the class axis.
       where: boolean, broadcastable to the logits: classes to keep.
 
     Returns:
-      float32 of shape [...], in nats, never negative for γ >= 0; 0 where no class is kept.
+      float32 of shape [...], in nats, never negative for γ >= 0; 0 where no class is kept or there is no label.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+      ValueError: shapes or dtypes do not fit, there is a single class, a label is beyond the classes, or a hyperparameter does
+        not fit.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[2., 1., 0.]]), jnp.array([[3., 0., 1.]])
@@ -109,14 +116,17 @@ def normalized_kd(
       Yang, Zeng, Li, Zhang, Yuan, Li. From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
       Normalized Loss and Customized Soft Labels. 2023. https://arxiv.org/abs/2303.13005
     """
-    student, teacher, classes, temperature = _prepare('normalized_kd', student, teacher, labels, temperature, axis, where)
-    log_s, log_t = (numerics.log_softmax(logits, where=classes.kept) for logits in (student, teacher))
+    numerics.check_scalars('normalized_kd', gamma=gamma)
+    logits, classes, temperature = _prepare('normalized_kd', student, teacher, labels, temperature, axis, where)
+    log_s, log_t = (numerics.log_softmax(x, where=classes.kept, zero=classes.zero) for x in logits)
     target_class = _cross_entropy(log_t, log_s, classes.target)
-    log_s, log_t = (numerics.log_softmax(logits, temperature, classes.others) for logits in (student, teacher))
+    log_s, log_t = (numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
     other_classes = _cross_entropy(log_t, log_s, classes.others)
-    return target_class + jnp.asarray(gamma, jnp.float32) * jnp.square(temperature) * other_classes
+    values = target_class + jnp.asarray(gamma, jnp.float32) * jnp.square(temperature) * other_classes
+    return _of_labelled(values, classes)
 
 
+@on_any_mesh
 def weighted_soft_labels(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -135,16 +145,17 @@ def weighted_soft_labels(
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.
       teacher: logits of the same shape.
-      labels: integer classes y, [...]. Outside [0, classes), the value is finite but means nothing.
+      labels: integer classes y, [...]; negative for examples that have none.
       temperature: T > 0 of the soft labels, a number or a traced scalar.
       axis: the class axis.
       where: boolean, broadcastable to the logits: classes to keep.
 
     Returns:
-      float32 of shape [...], in nats, never negative; 0 where no class is kept.
+      float32 of shape [...], in nats, never negative; 0 where no class is kept or there is no label.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+      ValueError: shapes or dtypes do not fit, there is a single class, a label is beyond the classes, or a hyperparameter does
+        not fit.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[2., 1., 0.]]), jnp.array([[3., 0., 1.]])
@@ -155,24 +166,24 @@ def weighted_soft_labels(
       Zhou, Song, Chen, Zhou, Wang, Yuan, Zhang. Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff
       Perspective. 2021. https://arxiv.org/abs/2102.00650
     """
-    student, teacher, classes, temperature = _prepare(
-        'weighted_soft_labels', student, teacher, labels, temperature, axis, where
-    )
-    of_label = [
-        -jnp.sum(numerics.log_softmax(logits, where=classes.kept), axis=-1, where=classes.target)
-        for logits in (student, teacher)
-    ]
+    logits, classes, temperature = _prepare('weighted_soft_labels', student, teacher, labels, temperature, axis, where)
+    of_label = [-jnp.sum(numerics.log_softmax(x, where=classes.kept), axis=-1, where=classes.target) for x in logits]
     weight = jax.lax.stop_gradient(-jnp.expm1(-of_label[0] / (of_label[1] + 1e-7)))
-    log_s, log_t = (numerics.log_softmax(logits, temperature, classes.kept) for logits in (student, teacher))
-    return jnp.square(temperature) * weight * _cross_entropy(log_t, log_s, classes.kept)
+    log_s, log_t = (numerics.log_softmax(x, temperature, classes.kept, classes.zero) for x in logits)
+    return _of_labelled(jnp.square(temperature) * weight * _cross_entropy(log_t, log_s, classes.kept), classes)
 
 
 class _Classes(NamedTuple):
-    """Masks of the shape of the logits: the labelled class, those other than it, and all, of those that are kept."""
+    """Masks of the shape of the logits: the labelled class, those other than it, and all, of those that are kept.
+
+    With the labels, and the log probability of classes at -inf.
+    """
 
     target: jax.Array
     others: jax.Array
     kept: jax.Array
+    labels: jax.Array
+    zero: float
 
 
 def _prepare(
@@ -183,15 +194,22 @@ def _prepare(
     temperature: ArrayLike,
     axis: int,
     where: ArrayLike | None,
-) -> tuple[jax.Array, jax.Array, _Classes, jax.Array]:
-    """Checks the arguments; returns both logits and the temperature in float32, and the masks of the classes."""
+) -> tuple[tuple[jax.Array, jax.Array], _Classes, jax.Array]:
+    """Checks the arguments; returns both logits, what there is to know of the classes, and the temperature in float32."""
     numerics.check_positive(loss, temperature=temperature)
     where = numerics.mask(loss, where, jnp.shape(student), axis)
+    zero = numerics.log_zero(student, teacher)
     student, teacher = numerics.pair(loss, student, teacher, axis)
-    labels = numerics.check_labels(loss, labels, student.shape[:-1])
+    numerics.check_classes(loss, student.shape)
+    labels = numerics.check_labels(loss, labels, student.shape[:-1], student.shape[-1])
+    logits = tuple(jnp.where(labels[..., None] < 0, 0.0, x) for x in (student, teacher))
     target = jax.nn.one_hot(labels, student.shape[-1], dtype=jnp.bool_)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
-    return student, teacher, _Classes(target & kept, ~target & kept, kept), jnp.asarray(temperature, jnp.float32)
+    return logits, _Classes(target & kept, ~target & kept, kept, labels, zero), jnp.asarray(temperature, jnp.float32)
+
+
+def _of_labelled(values: jax.Array, classes: _Classes) -> jax.Array:
+    return numerics.of_labelled(values, classes.labels, classes.kept.shape[-1])
 
 
 def _cross_entropy(log_p: jax.Array, log_q: jax.Array, where: jax.Array) -> jax.Array:

@@ -1,14 +1,17 @@
 """Soft targets between heads so wide that their logits should never be in memory: from hidden states and kernels."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import numerics
+from kdjax.losses import meshes, numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def linear_soft_targets(
     student_hidden: ArrayLike,
     student_kernel: ArrayLike,
@@ -26,6 +29,8 @@ def linear_soft_targets(
     the logits again, for all tokens and as large a share of the vocabulary, so that no gradient of a kernel is summed over
     chunks. Memory is that of chunk · vocabulary logits, for half more products of matrices than autodiff needs. All
     four arrays have gradients; under `jit` those that are not asked for are not computed. Reverse mode only.
+
+    Hidden states that are split over devices stay where they are: each device computes its own tokens of every chunk.
 
     Args:
       student_hidden: [..., width of the student], floating point of any precision; products are summed in float32.
@@ -69,13 +74,15 @@ def linear_soft_targets(
     if tokens != hidden[1].shape[:-1] or kernels[0].shape[1] != kernels[1].shape[1]:
         raise ValueError(f'linear_soft_targets: student and teacher must have the same tokens and vocabulary, got {shapes}')
 
+    if kernels[0].shape[1] == 1:
+        raise ValueError(f'linear_soft_targets: probabilities of one class are all 1, got kernels of one column in {shapes}')
+
     hidden = tuple(x.reshape(-1, x.shape[-1]) for x in hidden)
     if where is not None:
         where = numerics.mask('linear_soft_targets', where, tokens or (1,), -1).reshape(-1)
         # What is masked may be as large as it likes, and must not reach the products.
         hidden = tuple(jnp.where(where[:, None], x, jnp.zeros_like(x)) for x in hidden)
-    blocks = max(1, -(-len(hidden[0]) // chunk))
-    values = _linear_soft_targets(blocks, hidden, kernels, jnp.asarray(temperature, jnp.float32))
+    values = _linear_soft_targets(chunk, *meshes.varying_alike((hidden, kernels, jnp.asarray(temperature, jnp.float32))))
     return (values if where is None else jnp.where(where, values, 0.0)).reshape(tokens)
 
 
@@ -83,16 +90,19 @@ Two = tuple[jax.Array, jax.Array]  # the student's and the teacher's
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear_soft_targets(blocks: int, hidden: Two, kernels: Two, temperature: jax.Array) -> jax.Array:
-    """T²·KL for hidden states [tokens, width], with the tokens, and in the gradient the vocabulary, in so many blocks."""
-    return _linear_forward(blocks, hidden, kernels, temperature)[0]
+def _linear_soft_targets(chunk: int, hidden: Two, kernels: Two, temperature: jax.Array) -> jax.Array:
+    """T²·KL for hidden states [tokens, width], for so many tokens at a time."""
+    return _linear_forward(chunk, hidden, kernels, temperature)[0]
 
 
 def _linear_forward(
-    blocks: int, hidden: Two, kernels: Two, temperature: jax.Array
+    chunk: int, hidden: Two, kernels: Two, temperature: jax.Array
 ) -> tuple[jax.Array, tuple[Two, Two, jax.Array, jax.Array, Two]]:
     tokens = len(hidden[0])
-    size = -(-tokens // blocks)
+    blocks = _blocks(tokens, chunk)
+    # Devices that share the tokens share every block evenly, if there are as many as this or fewer, and a power of two.
+    unit = math.gcd(chunk, 64)
+    size = tokens if blocks == 1 else -(-tokens // (blocks * unit)) * unit
 
     def block(hidden: Two) -> tuple[jax.Array, Two]:
         scaled = [_product(x, kernel) / temperature for x, kernel in zip(hidden, kernels, strict=True)]
@@ -100,17 +110,20 @@ def _linear_forward(
         log_s, log_t = (x - log_total for x, log_total in zip(scaled, log_totals, strict=True))
         return numerics.divergence(log_t, log_s), log_totals
 
+    # A block holds every blocks-th token, so that each device has its part already. A block of neighbours would be on a few
+    # devices, and all would gather all hidden states.
     padded = [jnp.pad(x, ((0, blocks * size - tokens), (0, 0))) for x in hidden]
-    results = jax.lax.map(block, tuple(x.reshape(blocks, size, x.shape[1]) for x in padded))
-    divergence, log_totals = jax.tree.map(lambda x: x.reshape(blocks * size)[:tokens], results)
+    results = jax.lax.map(block, tuple(x.reshape(size, blocks, x.shape[1]).swapaxes(0, 1) for x in padded))
+    divergence, log_totals = jax.tree.map(lambda x: x.reshape(blocks, size).T.reshape(blocks * size)[:tokens], results)
     return jnp.square(temperature) * divergence, (hidden, kernels, temperature, divergence, log_totals)
 
 
 def _linear_backward(
-    blocks: int, residuals: tuple[Two, Two, jax.Array, jax.Array, Two], cotangent: jax.Array
+    chunk: int, residuals: tuple[Two, Two, jax.Array, jax.Array, Two], cotangent: jax.Array
 ) -> tuple[Two, Two, jax.Array]:
     hidden, kernels, temperature, divergence, log_totals = residuals
     vocabulary = kernels[0].shape[1]
+    blocks = _blocks(len(hidden[0]), chunk)
     size = -(-vocabulary // blocks)
     scale = (temperature * cotangent)[:, None]
 
@@ -146,6 +159,11 @@ def _linear_backward(
 
 
 _linear_soft_targets.defvjp(_linear_forward, _linear_backward)
+
+
+def _blocks(tokens: int, chunk: int) -> int:
+    """Into how many blocks the tokens are cut, and in the gradient the vocabulary."""
+    return max(1, -(-tokens // chunk))
 
 
 def _product(x: jax.Array, y: jax.Array) -> jax.Array:

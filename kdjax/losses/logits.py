@@ -3,7 +3,8 @@
 They take logits `[..., classes]` (other layouts through `axis`), and need no more of the two networks than that they agree on
 the classes. All but `dist`, which compares examples, return one value per example. Classes at -inf are ruled out: where both
 networks rule out a class it does not count; a class that the student alone rules out costs 1e30 times the teacher's
-probability, which is finite on purpose.
+probability, which is finite on purpose; 1000 times where either is float16, so that gradients are finite in that dtype too.
+NaN and +inf give NaN.
 """
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def soft_targets(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -38,7 +41,7 @@ def soft_targets(
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: the shapes differ, a dtype is not floating point, or the temperature is not positive.
+      ValueError: the shapes differ, a dtype is not floating point, there is a single class, or a hyperparameter does not fit.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[2., 0.], [1., 1.]]), jnp.array([[0., 2.], [1., 1.]])
@@ -48,15 +51,11 @@ def soft_targets(
     Reference:
       Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
     """
-    numerics.check_positive('soft_targets', temperature=temperature)
-    where = numerics.mask('soft_targets', where, jnp.shape(student), axis)
-    student, teacher = numerics.pair('soft_targets', student, teacher, axis)
-    divergence = numerics.divergence(
-        numerics.log_softmax(teacher, temperature, where), numerics.log_softmax(student, temperature, where), where
-    )
-    return jnp.square(jnp.asarray(temperature, jnp.float32)) * divergence
+    log_s, log_t, where = numerics.log_probabilities('soft_targets', student, teacher, temperature, axis, where)
+    return jnp.square(jnp.asarray(temperature, jnp.float32)) * numerics.divergence(log_t, log_s, where)
 
 
+@on_any_mesh
 def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Mean squared difference of the logits, per example.
 
@@ -85,10 +84,12 @@ def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     where = numerics.mask('logit_mse', where, jnp.shape(student), axis)
     student, teacher = numerics.pair('logit_mse', student, teacher, axis)
     keep = ~(jnp.isneginf(student) | jnp.isneginf(teacher))
+    keep = keep if where is None else keep & where
     difference = jnp.where(keep, student, 0.0) - jnp.where(keep, teacher, 0.0)
-    return numerics.masked_mean(jnp.square(difference), -1, keep if where is None else keep & where)
+    return numerics.masked_mean(jnp.square(difference), -1, keep)
 
 
+@on_any_mesh
 def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Cross-entropy of the student with the class that the teacher would choose, per example.
 
@@ -105,7 +106,7 @@ def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: the shapes differ or a dtype is not floating point.
+      ValueError: the shapes differ, a dtype is not floating point, or there is a single class.
 
     >>> import jax.numpy as jnp
     >>> print(hard_targets(jnp.array([[2., 0.], [0., 0.]]), jnp.array([[1., 3.], [1., 1.]])))
@@ -117,15 +118,18 @@ def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
     """
     where = numerics.mask('hard_targets', where, jnp.shape(student), axis)
     student, teacher = numerics.pair('hard_targets', student, teacher, axis)
+    numerics.check_classes('hard_targets', student.shape)
     log_p = numerics.log_softmax(student, where=where)
     if where is not None:
         # Below every logit that is kept, -inf too.
         teacher = jnp.where(where, jnp.where(jnp.isneginf(teacher), numerics.LOG_ZERO, teacher), -jnp.inf)
     chosen = jnp.argmax(teacher, axis=-1, keepdims=True)
     values = -jnp.take_along_axis(log_p, chosen, axis=-1)[..., 0]
+    values = jnp.where(jnp.any(jnp.isnan(teacher), axis=-1), jnp.nan, values)  # of which it would choose one
     return values if where is None else jnp.where(jnp.any(where, axis=-1), values, 0.0)
 
 
+@on_any_mesh
 def dist(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -158,7 +162,7 @@ def dist(
       float32 scalar, between 0 and 2 T² (β + γ) up to rounding; 0 where nothing is kept.
 
     Raises:
-      ValueError: the shapes differ, a dtype is not floating point, or the temperature is not positive.
+      ValueError: the shapes differ, a dtype is not floating point, there is a single class, or a hyperparameter does not fit.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[2., 0.], [0., 2.]]), jnp.array([[4., 0.], [0., 4.]])
@@ -168,27 +172,25 @@ def dist(
     Reference:
       Huang, You, Wang, Qian, Xu. Knowledge Distillation from A Stronger Teacher. 2022. https://arxiv.org/abs/2205.10536
     """
-    numerics.check_positive('dist', temperature=temperature)
-    where = numerics.mask('dist', where, jnp.shape(student), axis)
-    student, teacher = numerics.pair('dist', student, teacher, axis)
-    classes = student.shape[-1]
-    where = jnp.ones(student.shape, jnp.bool_) if where is None else where
-    p_s, p_t = (jnp.exp(numerics.log_softmax(x, temperature, where)).reshape(-1, classes) for x in (student, teacher))
-    where = where.reshape(-1, classes)
+    numerics.check_scalars('dist', beta=beta, gamma=gamma)
+    log_s, log_t, where = numerics.log_probabilities('dist', student, teacher, temperature, axis, where)
+    where = jnp.ones(log_s.shape, jnp.bool_) if where is None else where
+    p_s, p_t, where = (x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), where))
 
     def distance(axis: int) -> jax.Array:
         x, y = (_centred(p, axis, where) for p in (p_s, p_t))
-        norms = _root(jnp.sum(jnp.square(x), axis=axis)) * _root(jnp.sum(jnp.square(y), axis=axis))
+        norms = numerics.root(jnp.sum(jnp.square(x), axis=axis)) * numerics.root(jnp.sum(jnp.square(y), axis=axis))
         # At x = 0 the quotient has a slope of y / 1e-8, which would throw a student that begins with constant logits far away.
         # 1 - r by the distance of the directions: the difference of 1 and r loses its digits where both networks agree.
         apart = numerics.l2_normalize(x, axis) - numerics.l2_normalize(y, axis)
         uncorrelated = (norms * jnp.sum(jnp.square(apart), axis=axis) / 2 + 1e-8) / (norms + 1e-8)
-        return numerics.masked_mean(jnp.where(norms > 0, uncorrelated, 1.0), 0, jnp.any(where, axis=axis))
+        return numerics.masked_mean(jnp.where(norms == 0, 1.0, uncorrelated), 0, jnp.any(where, axis=axis))
 
     beta, gamma, temperature = (jnp.asarray(x, jnp.float32) for x in (beta, gamma, temperature))
     return jnp.square(temperature) * (beta * distance(1) + gamma * distance(0))
 
 
+@on_any_mesh
 def standardize_logits(
     logits: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -208,7 +210,7 @@ def standardize_logits(
       float32 of the shape of the logits. Classes at -inf do not count and stay at -inf.
 
     Raises:
-      ValueError: the dtype is not floating point, or ε is not positive.
+      ValueError: the dtype is not floating point, there is a single class, or ε is not positive.
 
     >>> import jax.numpy as jnp
     >>> print(jnp.round(standardize_logits(jnp.array([[1., 2., 3.], [5., 5., 5.]])), 3))
@@ -223,12 +225,13 @@ def standardize_logits(
     logits = numerics.as_float32('standardize_logits: logits', logits)
     numerics.check_axis('standardize_logits', axis, logits.shape)
     logits = jnp.moveaxis(logits, axis, -1)
+    numerics.check_classes('standardize_logits', logits.shape)
     ruled_out = jnp.isneginf(logits) if where is None else jnp.isneginf(logits) & where
     counted = ~ruled_out if where is None else ~ruled_out & where
     centred = _centred(logits, -1, counted)
     freedom = jnp.sum(counted, axis=-1, keepdims=True, dtype=jnp.float32) - 1
-    deviation = _root(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(freedom, 1.0))
-    standardized = jnp.where(deviation > 0, centred / (jnp.asarray(epsilon, jnp.float32) + deviation), 0.0)
+    deviation = numerics.root(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(freedom, 1.0))
+    standardized = jnp.where(deviation == 0, 0.0, centred / (jnp.asarray(epsilon, jnp.float32) + deviation))
     return jnp.moveaxis(jnp.where(ruled_out, -jnp.inf, standardized), -1, axis)
 
 
@@ -238,8 +241,3 @@ def _centred(x: jax.Array, axis: int, where: jax.Array) -> jax.Array:
     # Without this, rounding would give equal numbers a mean that differs from them, and a direction of noise.
     x = jnp.where(where, x - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
     return jnp.where(where, x - jnp.expand_dims(numerics.masked_mean(x, axis, where), axis), 0.0)
-
-
-def _root(squares: jax.Array) -> jax.Array:
-    """The square root, with a gradient of 0 at 0."""
-    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)

@@ -11,8 +11,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import features, numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def vid(
     mean: ArrayLike, variance: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -43,15 +45,17 @@ def vid(
       Ahn, Hu, Damianou, Lawrence, Dai. Variational Information Distillation for Knowledge Transfer. 2019.
       https://arxiv.org/abs/1904.05835
     """
-    if not isinstance(variance, jax.core.Tracer):
-        numerics.check_positive('vid', variance=np.min(np.asarray(variance)))
+    numbers = numerics.known(variance)
+    if numbers is not None:
+        numerics.check_positive('vid', variance=np.min(numbers, initial=np.inf))
     shape = jnp.shape(mean)
     mean, teacher, where = features.activations('vid', mean, teacher, axis, where)
-    variance = _per_channel('vid', 'variance', variance, shape, axis)
+    variance = _per_channel('vid', 'variance', variance, shape, axis, where)
     terms = 0.5 * (jnp.square(mean - teacher) / variance + jnp.log(variance))
     return numerics.masked_mean(terms, tuple(range(1, terms.ndim)), where)
 
 
+@on_any_mesh
 def factor_transfer(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -110,6 +114,7 @@ def factor_transfer(
     return numerics.masked_mean(jnp.abs(normalized(student) - normalized(teacher)), (1, 2, 3), where)
 
 
+@on_any_mesh
 def activation_boundary(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -135,7 +140,8 @@ def activation_boundary(
       float32 [batch], in squared units of the activation; 0 where nothing is kept.
 
     Raises:
-      ValueError: the shapes differ, there is no axis of examples, a dtype is not floating point, or the margin is not positive.
+      ValueError: the shapes differ, there is no axis of examples, a dtype is not floating point, or the margin is not a
+        positive scalar.
 
     >>> import jax.numpy as jnp
     >>> print(activation_boundary(jnp.array([[2., -1.], [2., -1.]]), jnp.array([[5., -5.], [-5., 5.]])))
@@ -147,11 +153,12 @@ def activation_boundary(
     """
     numerics.check_positive('activation_boundary', margin=margin)
     student, teacher, where = features.activations('activation_boundary', student, teacher, axis, where)
-    towards_teacher = jnp.where(teacher > 0, student, -student)
+    towards_teacher = jnp.where(jnp.isnan(teacher), jnp.nan, jnp.where(teacher > 0, student, -student))
     hinge = jnp.maximum(jnp.asarray(margin, jnp.float32) - towards_teacher, 0.0)
     return jnp.sum(jnp.square(hinge), axis=tuple(range(1, hinge.ndim)), where=where)
 
 
+@on_any_mesh
 def overhaul(
     student: ArrayLike, teacher: ArrayLike, margin: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -185,8 +192,8 @@ def overhaul(
     """
     shape = jnp.shape(student)
     student, teacher, where = features.activations('overhaul', student, teacher, axis, where)
-    target = jnp.maximum(teacher, _per_channel('overhaul', 'margin', margin, shape, axis))
-    difference = jnp.where((student > target) | (target > 0), student - target, 0.0)
+    target = jnp.maximum(teacher, _per_channel('overhaul', 'margin', margin, shape, axis, where))
+    difference = jnp.where((student <= target) & (target <= 0), 0.0, student - target)
     return jnp.sum(jnp.square(difference), axis=tuple(range(1, difference.ndim)), where=where)
 
 
@@ -221,19 +228,22 @@ def overhaul_margin(mean: ArrayLike, standard_deviation: ArrayLike) -> jax.Array
             f'overhaul_margin: mean {mean.shape} and standard_deviation {deviation.shape} must have the same shape'
         )
     # Below -40 the density is 0 in float32, and above 3.09 the margin is -3σ: nothing has to be exact out there.
-    ratio = jnp.clip(mean / jnp.where(deviation > 0, deviation, 1.0), -40.0, 4.0)
+    ratio = jnp.clip(mean / numerics.nonzero(deviation), -40.0, 4.0)
     log_negative = jax.scipy.special.log_ndtr(-ratio)
     hazard = jnp.exp(jax.scipy.stats.norm.logpdf(ratio) - log_negative)
-    margin = jnp.where(log_negative > np.float32(np.log(1e-3)), mean - deviation * hazard, -3 * deviation)
-    return jnp.where(deviation > 0, margin, jnp.minimum(mean, 0.0))
+    margin = jnp.where(log_negative <= np.float32(np.log(1e-3)), -3 * deviation, mean - deviation * hazard)
+    return jnp.where(deviation == 0, jnp.minimum(mean, 0.0), margin)
 
 
-def _per_channel(loss: str, name: str, value: ArrayLike, shape: tuple[int, ...], axis: int) -> jax.Array:
-    """A number, [channels] or `shape`, in float32, broadcast to `shape` with `axis` moved to the end."""
+def _per_channel(
+    loss: str, name: str, value: ArrayLike, shape: tuple[int, ...], axis: int, where: jax.Array | None
+) -> jax.Array:
+    """A number, [channels] or `shape`, in float32, broadcast to `shape` with `axis` moved to the end; 1 outside `where`."""
     value = jnp.asarray(value, jnp.float32)
     if value.shape == shape:
-        return jnp.moveaxis(value, axis, -1)
-    if value.shape not in ((), (shape[axis],)):
+        value = jnp.moveaxis(value, axis, -1)
+    elif value.shape in ((), (shape[axis],)):
+        value = jnp.broadcast_to(value, [size for i, size in enumerate(shape) if i != axis % len(shape)] + [shape[axis]])
+    else:
         raise ValueError(f'{loss}: {name} {value.shape} must be a number, {(shape[axis],)} or {shape}')
-    channels_last = [size for i, size in enumerate(shape) if i != axis % len(shape)] + [shape[axis]]
-    return jnp.broadcast_to(value, channels_last)
+    return value if where is None else jnp.where(where, value, 1.0)

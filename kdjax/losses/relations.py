@@ -1,9 +1,12 @@
 """Losses on relations between the examples of a batch: which inputs the teacher finds alike, whatever its coordinates.
 
 All return one scalar for the batch, and see the whole batch: under `jit` with sharded arrays that is the global one.
-Embeddings are [batch, ...]; all axes but the first are flattened, and the two networks may have different widths.
+Embeddings are [batch, ...]; all axes but the first are flattened, and the two networks may have different widths. A mask may
+be of positions too, the first axes of embeddings with channels last, as of tokens in [batch, tokens, channels]: what is outside
+is zero, so that more padding, of any content, changes nothing. What is kept and is NaN or infinite makes the value NaN.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -11,11 +14,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 # Numbers that one array over several anchors may hold at a time, in `map_anchors`: 4 MB in float32.
 _CHUNK = 2**20
 
 
+@on_any_mesh
 def similarity_preserving(
     student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -28,7 +33,7 @@ def similarity_preserving(
       student: activations [batch, ..., channels], floating point of any precision; arithmetic is in float32.
       teacher: activations with the same batch size; the other sizes may differ.
       axis: the channel axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep. Examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar, without unit, at most 4 / B; 0 where no example is kept. An example whose activation is zero has a row
@@ -54,6 +59,7 @@ def similarity_preserving(
     return jnp.sum(jnp.square(similarities(teacher) - similarities(student))) / count(student, where) ** 2
 
 
+@on_any_mesh
 def pkt(
     student: ArrayLike, teacher: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -67,7 +73,7 @@ def pkt(
       teacher: embeddings with the same batch size; the other sizes may differ.
       epsilon: ε > 0.
       axis: the channel axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep. Examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar, in nats, not negative but for ε; 0 where no example is kept. An example whose embedding is zero has
@@ -94,7 +100,7 @@ def pkt(
         # Rounding takes the cosine of opposite examples below -1.
         kernel = jnp.maximum((jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST) + 1) / 2, 0.0)
         total = jnp.sum(kernel, axis=1, keepdims=True, where=pairs)
-        return jnp.log(kernel / jnp.where(total > 0, total, 1.0) + jnp.float32(epsilon))
+        return jnp.log(kernel / numerics.nonzero(total) + jnp.float32(epsilon))
 
     log_t, log_s = log_neighbours(teacher), log_neighbours(student)
     # p_t = (p_t + ε) - ε. The first sums to the same for both networks, which `divergence` wants for its precision.
@@ -102,6 +108,7 @@ def pkt(
     return total / count(student, where) ** 2
 
 
+@on_any_mesh
 def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Difference of the distances between the examples, each network's in units of their mean, a scalar [25].
 
@@ -113,7 +120,7 @@ def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
       student: embeddings [batch, ..., channels], floating point of any precision; arithmetic is in float32.
       teacher: embeddings with the same batch size; the other sizes may differ.
       axis: the channel axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep. Examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar, without unit; 0 where no example is kept. At distance 0 the gradient is 0.
@@ -132,16 +139,13 @@ def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
     student, teacher, where = embeddings('rkd_distance', student, teacher, axis, where)
 
     def relative_distances(x: jax.Array) -> jax.Array:
-        squares = squared_distances(numerics.unit_scale(x, axis=(0, 1)), where)
-        # sqrt has an infinite derivative at 0, where an example meets itself.
-        apart = squares > 0
-        distances = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
-        mean = numerics.masked_mean(distances, (0, 1), apart)
-        return distances / jnp.where(mean > 0, mean, 1.0)
+        distances = numerics.root(squared_distances(numerics.unit_scale(x, axis=(0, 1)), where))
+        return distances / numerics.nonzero(numerics.masked_mean(distances, (0, 1), distances != 0))
 
     return jnp.sum(_huber(relative_distances(student) - relative_distances(teacher))) / count(student, where) ** 2
 
 
+@on_any_mesh
 def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Difference of the angles at which each example sees the others, a scalar [50].
 
@@ -155,7 +159,7 @@ def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
       student: embeddings [batch, ..., channels], floating point of any precision; arithmetic is in float32.
       teacher: embeddings with the same batch size; the other sizes may differ.
       axis: the channel axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep. Examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar, without unit, at most 1.5; 0 where no example is kept. At distance 0 the gradient is 0.
@@ -185,6 +189,7 @@ def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     return jnp.sum(map_anchors(at_anchor, student, teacher), where=where) / count(student, where) ** 3
 
 
+@on_any_mesh
 def correlation_congruence(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -210,7 +215,7 @@ def correlation_congruence(
       order: the highest power of the inner product, at least 1, for `'kernel'`.
       variant: `'kernel'` or `'adjacent'`.
       axis: the channel axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: what to keep. Examples of which nothing is kept are as if sliced away.
 
     Returns:
       float32 scalar, without unit for `'kernel'` and in squared units of the embedding for `'adjacent'`; 0 where no example,
@@ -256,27 +261,28 @@ def correlation_congruence(
 def embeddings(
     loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Flattens student and teacher to [batch, features] in float32 and sets the examples outside `where` [batch] to zero."""
+    """Student and teacher as [batch, features] in float32, zero outside `where`, and the examples of which anything is kept."""
     sides = [numerics.as_float32(f'{loss}: student', student), numerics.as_float32(f'{loss}: teacher', teacher)]
     shapes = tuple(x.shape for x in sides)
     if min(x.ndim for x in sides) < 2:
         raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must be [batch, ...]')
     for shape in shapes:
         numerics.check_axis(loss, axis, shape)
-    moved = [jnp.moveaxis(x, axis, -1) for x in sides]
-    batch = moved[0].shape[0]
-    if moved[1].shape[0] != batch:
+    sides = [numerics.finite_or_nan(jnp.moveaxis(x, axis, -1)) for x in sides]
+    batch = sides[0].shape[0]
+    if sides[1].shape[0] != batch:
         raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must have the same number of examples')
-    flat = [x.reshape(batch, -1) for x in moved]
-    if where is None:
-        return flat[0], flat[1], None
-    where = numerics.mask(loss, where, (batch,), 0)
-    return jnp.where(where[:, None], flat[0], 0.0), jnp.where(where[:, None], flat[1], 0.0), where
+    if where is not None:
+        sides = [jnp.where(numerics.leading_mask(loss, where, x.shape), x, 0.0) for x in sides]
+        where = numerics.leading_mask(loss, where, (batch, 1))[:, 0]
+    student, teacher = (x.reshape(batch, math.prod(x.shape[1:])) for x in sides)
+    return student, teacher, where
 
 
 def count(x: jax.Array, where: jax.Array | None) -> jax.Array:
     """The number of examples kept, or 1 for a safe division where none is."""
-    return jnp.float32(x.shape[0]) if where is None else jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+    kept = jnp.float32(x.shape[0]) if where is None else jnp.sum(where, dtype=jnp.float32)
+    return jnp.maximum(kept, 1.0)
 
 
 def squared_distances(x: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -290,7 +296,7 @@ def map_anchors(function: Callable[..., jax.Array], *embeddings: jax.Array) -> j
     batch = embeddings[0].shape[0]
     size = batch * max(batch, *(x.shape[1] for x in embeddings))
     step = jax.checkpoint(lambda anchors: function(*anchors), prevent_cse=False)
-    return jax.lax.map(step, embeddings, batch_size=min(batch, max(1, _CHUNK // size)))
+    return jax.lax.map(step, embeddings, batch_size=max(1, min(batch, _CHUNK // max(1, size))))
 
 
 def differences(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -300,8 +306,8 @@ def differences(x: jax.Array, y: jax.Array) -> jax.Array:
     example would have a distance from itself that is positive, and a direction.
     """
     difference = x - y
-    apart = jnp.abs(difference) > 2.0**-22 * jnp.maximum(jnp.abs(x), jnp.abs(y))
-    return jnp.where(jnp.any(apart, axis=1, keepdims=True), difference, 0.0)
+    together = jnp.abs(difference) <= 2.0**-22 * jnp.maximum(jnp.abs(x), jnp.abs(y))
+    return jnp.where(jnp.all(together, axis=1, keepdims=True), 0.0, difference)
 
 
 def _huber(x: jax.Array) -> jax.Array:

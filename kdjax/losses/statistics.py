@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import features, numerics
+from kdjax.losses.meshes import on_any_mesh
 
 # Below this share of the sum of the eigenvalues, float32 cannot tell an eigenvalue from 0.
 _RANK_TOLERANCE = 1e-6
@@ -17,6 +18,7 @@ _RANK_TOLERANCE = 1e-6
 _GAP_SQUARED = 1e-8
 
 
+@on_any_mesh
 def fsp(
     student_in: ArrayLike,
     student_out: ArrayLike,
@@ -72,7 +74,7 @@ def fsp(
     def flow(before: jax.Array, after: jax.Array) -> jax.Array:
         size = features.smaller_size(before, after)
         keep = features.position_mask('fsp', where, (before.shape[0], *size), axis)
-        before, after = (_flatten_positions(features.average_pool(x, size), keep) for x in (before, after))
+        before, after = (_flatten_positions(features.masked_images(x, keep), size, keep) for x in (before, after))
         kept = jnp.float32(size[0] * size[1]) if keep is None else jnp.sum(keep, axis=(1, 2), dtype=jnp.float32)[:, None, None]
         return _einsum('bpi,bpo->bio', before, after) / jnp.maximum(kept, 1.0)
 
@@ -80,6 +82,7 @@ def fsp(
     return jnp.mean(jnp.square(difference), axis=(1, 2))
 
 
+@on_any_mesh
 def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Maximum mean discrepancy of the two sets of channels, each channel a map of where it is active, per example.
 
@@ -120,6 +123,7 @@ def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayL
     return _einsum('c,bcd,d->b', weights, kernel, weights)
 
 
+@on_any_mesh
 def singular_vectors(
     student: ArrayLike, teacher: ArrayLike, *, rank: int = 1, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -163,11 +167,11 @@ def singular_vectors(
     student, teacher = _positions('singular_vectors', student, teacher, axis, where)
     _, student_vectors = _left_singular_vectors(student, rank + 3)
     weights, teacher_vectors = _left_singular_vectors(teacher, rank)
-    total = jnp.sum(weights, axis=1, keepdims=True)
+    total = numerics.nonzero(jnp.sum(weights, axis=1, keepdims=True))
     cosines = jnp.abs(_einsum('bpk,bpj->bkj', teacher_vectors, student_vectors))
     # Rounding may bring the cosine of equal vectors above 1.
     distances = jnp.maximum(2 - 2 * jnp.max(cosines, axis=2), 0.0)
-    return jnp.sum(weights / jnp.where(total > 0, total, 1.0) * distances, axis=1)
+    return jnp.sum(weights / total * distances, axis=1)
 
 
 def _left_singular_vectors(matrices: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -180,9 +184,9 @@ def _left_singular_vectors(matrices: jax.Array, count: int) -> tuple[jax.Array, 
         values, right = _eigenvectors(_einsum('bpc,bpd->bcd', matrices, matrices))
         vectors = _einsum('bpc,bck->bpk', matrices, right)
     values, vectors = values[:, ::-1][:, :count], vectors[:, :, ::-1][:, :, :count]
-    present = values > _RANK_TOLERANCE
-    vectors = jnp.where(present[:, None], vectors, 0.0)
-    return jnp.where(present, values, 0.0), numerics.l2_normalize(vectors, axis=1)
+    absent = values <= _RANK_TOLERANCE
+    vectors = jnp.where(absent[:, None], 0.0, vectors)
+    return jnp.where(absent, 0.0, values), numerics.l2_normalize(vectors, axis=1)
 
 
 @jax.custom_jvp
@@ -211,14 +215,14 @@ def _positions(
 ) -> tuple[jax.Array, jax.Array]:
     """Both as [batch, positions, channels] at the smaller size, and zero outside `where`."""
     student, teacher, size, where = features.images(loss, student, teacher, axis, where)
-    student, teacher = (_flatten_positions(features.average_pool(x, size), where) for x in (student, teacher))
-    return student, teacher
+    return _flatten_positions(student, size, where), _flatten_positions(teacher, size, where)
 
 
-def _flatten_positions(images: jax.Array, where: jax.Array | None) -> jax.Array:
-    """[batch, height, width, channels] as [batch, positions, channels], zero outside `where` [batch, height, width]."""
-    kept = images if where is None else jnp.where(where[..., None], images, 0.0)
-    return kept.reshape(images.shape[0], -1, images.shape[3])
+def _flatten_positions(images: jax.Array, size: tuple[int, int], where: jax.Array | None) -> jax.Array:
+    """[batch, height, width, channels] as [batch, positions of a size, channels], zero outside `where` of that size."""
+    pooled = features.average_pool(images, size)
+    kept = pooled if where is None else jnp.where(where[..., None], pooled, 0.0)
+    return kept.reshape(images.shape[0], size[0] * size[1], images.shape[3])
 
 
 def _einsum(subscripts: str, *operands: jax.Array) -> jax.Array:

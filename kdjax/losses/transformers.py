@@ -2,8 +2,8 @@
 
 All return one value per example. `where` [batch, tokens] is true where a token is real: value and gradients are those of the
 sequence without its padding, which neither attends nor is attended to and may hold anything, NaN too. An example that is all
-padding costs 0. Logits [batch, tokens, classes] need nothing of their own: the losses of `kdjax.losses.logits` return
-[batch, tokens] for them.
+padding costs 0, one with NaN or an infinity among its real tokens costs NaN. Logits [batch, tokens, classes] need nothing of
+their own: the losses of `kdjax.losses.logits` return [batch, tokens] for them.
 """
 
 import jax
@@ -12,8 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Cosine distance between the hidden states of the same tokens, per example.
 
@@ -47,11 +49,12 @@ def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, whe
     if student.ndim != 3:
         raise ValueError(f'hidden_cosine: hidden states must be [batch, tokens, width], got {student.shape}')
     where = numerics.mask('hidden_cosine', True if where is None else where, student.shape[:2], -1)
-    student, teacher = (jnp.where(where[:, :, None], x, 0.0) for x in (student, teacher))
+    student, teacher = (jnp.where(where[:, :, None], numerics.finite_or_nan(x), 0.0) for x in (student, teacher))
     difference = numerics.l2_normalize(student, axis=-1) - numerics.l2_normalize(teacher, axis=-1)
     return numerics.masked_mean(0.5 * jnp.sum(jnp.square(difference), axis=-1), -1, where)
 
 
+@on_any_mesh
 def attention_maps(
     student: ArrayLike, teacher: ArrayLike, *, variant: str = 'mean_square', where: ArrayLike | None = None
 ) -> jax.Array:
@@ -90,18 +93,20 @@ def attention_maps(
     """
     if variant not in ('mean_square', 'kl'):
         raise ValueError(f"attention_maps: variant must be 'mean_square' or 'kl', got {variant!r}")
+    zero = numerics.log_zero(student, teacher)
     student, teacher = numerics.pair('attention_maps', student, teacher, -1)
     if student.ndim != 4 or student.shape[2] != student.shape[3]:
         raise ValueError(f'attention_maps: scores must be [batch, heads, tokens, tokens], got {student.shape}')
     where = _kept('attention_maps', where, student.shape)
     keep = where[:, None, :, None] & where[:, None, None, :]
     if variant == 'kl':
-        return _divergence(jnp.where(keep, student, 0.0), jnp.where(keep, teacher, 0.0), where)
+        return _divergence(jnp.where(keep, student, 0.0), jnp.where(keep, teacher, 0.0), where, zero)
     keep &= ~jnp.isneginf(student) & ~jnp.isneginf(teacher)
     difference = jnp.where(keep, student, 0.0) - jnp.where(keep, teacher, 0.0)
     return numerics.masked_mean(jnp.square(difference), (1, 2, 3), keep)
 
 
+@on_any_mesh
 def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Divergence of the relations between the values of an attention layer, per example.
 
@@ -140,7 +145,7 @@ def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike 
     where = _kept('value_relations', where, student.shape)
 
     def relations(values: jax.Array) -> jax.Array:
-        values = jnp.where(where[:, None, :, None], values, 0.0)
+        values = jnp.where(where[:, None, :, None], numerics.finite_or_nan(values), 0.0)
         products = jnp.einsum('bhqd,bhkd->bhqk', values, values, precision=jax.lax.Precision.HIGHEST)
         return products / np.float32(np.sqrt(values.shape[-1]))
 
@@ -152,8 +157,8 @@ def _kept(loss: str, where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Arr
     return numerics.mask(loss, True if where is None else where, (shape[0], shape[2]), -1)
 
 
-def _divergence(student: jax.Array, teacher: jax.Array, where: jax.Array) -> jax.Array:
+def _divergence(student: jax.Array, teacher: jax.Array, where: jax.Array, zero: float = numerics.LOG_ZERO) -> jax.Array:
     """The mean over heads and kept queries of KL(t || s), from scores [batch, heads, queries, keys]."""
     keys = where[:, None, None, :]
-    log_s, log_t = numerics.log_softmax(student, where=keys), numerics.log_softmax(teacher, where=keys)
+    log_s, log_t = (numerics.log_softmax(scores, where=keys, zero=zero) for scores in (student, teacher))
     return numerics.masked_mean(numerics.divergence(log_t, log_s), (1, 2), where[:, None, :])

@@ -4,14 +4,19 @@ Those with a student and a teacher return one value per example. The others are 
 example, and `diversity`, which looks at the whole batch and is a scalar.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.features import activations
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def reconstruction(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
     """Squared distance of an output from what it should reconstruct, per example.
 
@@ -38,10 +43,11 @@ def reconstruction(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wh
       Hinton, Salakhutdinov. Reducing the Dimensionality of Data with Neural Networks. 2006.
       https://doi.org/10.1126/science.1127647
     """
-    student, teacher, where = _activations('reconstruction', student, teacher, axis, where)
+    student, teacher, where = activations('reconstruction', student, teacher, axis, where)
     return jnp.sum(jnp.square(student - teacher), axis=tuple(range(1, student.ndim)), where=where)
 
 
+@on_any_mesh
 def attention_distillation(
     student: ArrayLike, teacher: ArrayLike, *, variant: str = 'layer', axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -72,7 +78,7 @@ def attention_distillation(
     """
     if variant not in ('layer', 'inner_product'):
         raise ValueError(f"attention_distillation: variant must be 'layer' or 'inner_product', got {variant!r}")
-    student, teacher, where = _activations('attention_distillation', student, teacher, axis, where)
+    student, teacher, where = activations('attention_distillation', student, teacher, axis, where)
     inner = tuple(range(1, student.ndim))
     if variant == 'layer':
         attention = jnp.exp(numerics.log_softmax(teacher, where=where))
@@ -81,6 +87,7 @@ def attention_distillation(
     return jnp.square(product) + jnp.sum(jnp.square(student), axis=inner, where=where)
 
 
+@on_any_mesh
 def activation_size(features: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Squared norm of an activation, an objective for small ones, per example.
 
@@ -103,10 +110,12 @@ def activation_size(features: ArrayLike, *, where: ArrayLike | None = None) -> j
     features = numerics.as_float32('activation_size: features', features)
     if features.ndim < 1:
         raise ValueError(f'activation_size: features must be [batch, ...], got {features.shape}')
-    where = numerics.mask('activation_size', where, features.shape, -1)
-    return jnp.sum(jnp.square(features), axis=tuple(range(1, features.ndim)), where=where)
+    features, where = numerics.finite_or_nan(features), numerics.mask('activation_size', where, features.shape, -1)
+    features = features if where is None else jnp.where(where, features, 0.0)
+    return jnp.sum(jnp.square(features), axis=tuple(range(1, features.ndim)))
 
 
+@on_any_mesh
 def diversity(
     logits: ArrayLike,
     *,
@@ -125,13 +134,14 @@ def diversity(
     a trivial optimum: one class for all, or the uniform prediction for all.
 
     Args:
-      logits: [batch, classes], floating point of any precision; arithmetic is in float32.
+      logits: [batch, classes] or [batch, positions, classes], where each position counts as an example; floating point of any
+        precision; arithmetic is in float32.
       threshold: θ in (0, 1], the probability from which a prediction counts as confident.
       sharpness: k > 0, the slope of the step at θ. Predictions further than a few 1/k below θ have almost no gradient.
       beta: weight of the second part. Use batches of several times as many examples as classes: confident predictions of
         fewer cannot use them all.
       axis: the class axis.
-      where: boolean [batch]: examples to keep, as if the others had been sliced away.
+      where: boolean [batch] or [batch, positions]: examples to keep, as if the others had been sliced away.
 
     Returns:
       float32 scalar, never negative but for rounding; 0 where no example is kept. A class at -inf throughout costs 1e30·β.
@@ -145,15 +155,18 @@ def diversity(
     0.0 7.61 0.9996
     """
     numerics.check_positive('diversity', threshold=threshold, sharpness=sharpness)
-    if isinstance(threshold, (int, float)) and threshold > 1:
-        raise ValueError(f'diversity: threshold is a probability and must be at most 1, got {threshold}')
+    numerics.check_share('diversity', threshold=threshold)
+    numerics.check_scalars('diversity', beta=beta)
     logits = numerics.as_float32('diversity: logits', logits)
-    if logits.ndim != 2:
-        raise ValueError(f'diversity: logits must be [batch, classes], got {logits.shape}')
+    if logits.ndim < 2:
+        raise ValueError(f'diversity: logits must be [batch, classes], or have more axes between, got {logits.shape}')
     numerics.check_axis('diversity', axis, logits.shape)
-    log_p = numerics.log_softmax(jnp.moveaxis(logits, axis, -1))
-    examples, classes = log_p.shape
-    where = numerics.mask('diversity', True if where is None else where, (examples,), 0)
+    logits = jnp.moveaxis(logits, axis, -1)
+    numerics.check_classes('diversity', logits.shape)
+    *positions, classes = logits.shape
+    where = numerics.leading_mask('diversity', True if where is None else where, logits.shape)
+    where = jnp.broadcast_to(where[..., 0], positions).reshape(math.prod(positions))
+    log_p = numerics.log_softmax(jnp.where(where[:, None], logits.reshape(where.size, classes), 0.0))
     threshold, sharpness, beta = (jnp.asarray(x, jnp.float32) for x in (threshold, sharpness, beta))
 
     certainty = jnp.max(jnp.exp(log_p), axis=-1)
@@ -161,17 +174,7 @@ def diversity(
     unsure = 1 - confident
 
     kept = jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
+    uniform = jnp.full(classes, -np.log(classes), jnp.float32)
     log_mean = jax.nn.logsumexp(jnp.where(where[:, None], log_p, 2 * numerics.LOG_ZERO), axis=0) - jnp.log(kept)
-    uneven = classes * numerics.divergence(jnp.full(classes, -np.log(classes), jnp.float32), log_mean)
-    return numerics.masked_mean(unsure, 0, where) + jnp.where(jnp.any(where), beta * uneven, 0.0)
-
-
-def _activations(
-    loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Both in float32 and the mask, with `axis` moved to the end; there must be an axis of examples."""
-    where = numerics.mask(loss, where, jnp.shape(student), axis)
-    student, teacher = numerics.pair(loss, student, teacher, axis)
-    if student.ndim < 2:
-        raise ValueError(f'{loss}: activations must be [batch, ..., channels], got {student.shape}')
-    return student, teacher, where
+    uneven = classes * numerics.divergence(uniform, jnp.where(jnp.any(where), log_mean, uniform))
+    return numerics.masked_mean(unsure, 0, where) + beta * uneven

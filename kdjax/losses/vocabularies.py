@@ -12,8 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
+from kdjax.losses.meshes import on_any_mesh
 
 
+@on_any_mesh
 def top_k_soft_targets(
     student: ArrayLike,
     top_logits: ArrayLike,
@@ -33,8 +35,8 @@ def top_k_soft_targets(
     Args:
       student: logits [..., classes], floating point of any precision; arithmetic is in float32.
       top_logits: the teacher's logits of k classes, [..., k], as it gave them: not divided by T.
-      top_indices: integers [..., k], which classes those are, each once. Outside [0, classes), the value is finite but means
-        nothing.
+      top_indices: integers [..., k], which classes those are, each once. One outside of [0, classes) is an error where it is
+        known, and gives NaN where it is traced.
       rest: [...], logsumexp of the teacher's logits divided by T over all other classes; -inf where there are none. Since the
         sum depends on T, a triple that was stored holds for the temperature that it was made with: `top_k_logits` makes it.
       temperature: T > 0, a number or a traced scalar.
@@ -45,7 +47,8 @@ def top_k_soft_targets(
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not positive.
+      ValueError: shapes or dtypes do not fit, there is a single class, an index that is known is not one of a class, or the
+        temperature is not a positive scalar.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[0., 0., 0., 0.]]), jnp.array([[3., 2., 0., 0.]])
@@ -57,6 +60,7 @@ def top_k_soft_targets(
     """
     numerics.check_positive('top_k_soft_targets', temperature=temperature)
     where = numerics.mask('top_k_soft_targets', where, jnp.shape(student), axis)
+    zero = numerics.log_zero(student, top_logits)
     student = numerics.as_float32('top_k_soft_targets: student', student)
     top_logits = numerics.as_float32('top_k_soft_targets: top_logits', top_logits)
     rest = numerics.as_float32('top_k_soft_targets: rest', rest)
@@ -74,19 +78,26 @@ def top_k_soft_targets(
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f'top_k_soft_targets: top_indices must be integer class indices, got {indices.dtype}')
 
+    classes = student.shape[-1]
+    numerics.check_classes('top_k_soft_targets', student.shape)
+    numerics.check_indices('top_k_soft_targets', 'top_indices', top_indices, classes)
+    wrong = jnp.any((indices < 0) | (indices >= classes), axis=-1)
+
     temperature = jnp.asarray(temperature, jnp.float32)
-    log_s = numerics.log_softmax(student, temperature, where)
+    log_s = numerics.log_softmax(student, temperature, where, zero)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
-    indices = jnp.clip(indices.astype(jnp.int32), 0, student.shape[-1] - 1)
+    indices = jnp.clip(indices.astype(jnp.int32), 0, classes - 1)
     others = jnp.put_along_axis(kept, indices, jnp.bool_(False), axis=-1, inplace=False)
     log_other = jax.nn.logsumexp(jnp.where(others, log_s, numerics.LOG_ZERO), axis=-1, keepdims=True)
     log_s = jnp.concatenate([jnp.take_along_axis(log_s, indices, axis=-1), log_other], axis=-1)
     buckets = [jnp.take_along_axis(kept, indices, axis=-1), jnp.any(others, axis=-1, keepdims=True)]
     kept = jnp.concatenate(buckets, axis=-1)
     log_t = numerics.log_softmax(jnp.concatenate([top_logits / temperature, rest[..., None]], axis=-1), where=kept)
-    return jnp.square(temperature) * numerics.divergence(log_t, log_s, kept)
+    divergence = jnp.where(wrong, jnp.nan, numerics.divergence(log_t, log_s, kept))
+    return jnp.square(temperature) * divergence
 
 
+@on_any_mesh
 def top_k_logits(
     teacher: ArrayLike, k: int, *, temperature: ArrayLike = 4.0, axis: int = -1, where: ArrayLike | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -106,7 +117,8 @@ def top_k_logits(
       classes [...], float32, -inf where there are none.
 
     Raises:
-      ValueError: there are no k classes, the dtype is not floating point, or the temperature is not positive.
+      ValueError: there are no k classes, or there is a single one, the dtype is not floating point, or the temperature is not a
+        positive scalar.
 
     >>> import jax.numpy as jnp
     >>> logits, indices, rest = top_k_logits(jnp.array([0., 5., 0., 7.]), 2, temperature=1.0)
@@ -118,6 +130,7 @@ def top_k_logits(
     teacher = numerics.as_float32('top_k_logits: teacher', teacher)
     numerics.check_axis('top_k_logits', axis, teacher.shape)
     teacher = jnp.moveaxis(teacher, axis, -1)
+    numerics.check_classes('top_k_logits', teacher.shape)
     if not 1 <= k <= teacher.shape[-1]:
         raise ValueError(f'top_k_logits: k must be between 1 and the number of classes, {teacher.shape[-1]}, got {k}')
     if where is not None:
@@ -131,6 +144,7 @@ def top_k_logits(
     return jnp.moveaxis(logits, -1, axis), jnp.moveaxis(indices.astype(jnp.int32), -1, axis), rest
 
 
+@on_any_mesh
 def subset_soft_targets(
     student: ArrayLike,
     teacher: ArrayLike,
@@ -157,8 +171,9 @@ def subset_soft_targets(
       float32 of shape [...], in nats, never negative; 0 where no class is kept.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, the temperature is not positive, or `classes` are known at trace time and repeat
-        a class or name one that the student does not have.
+      ValueError: shapes or dtypes do not fit, there is a single class, the temperature is not a positive scalar, or `classes`
+        are known at trace time and repeat a class or name one that the student does not have. Where they are traced, one that
+        the student does not have gives NaN.
 
     >>> import jax.numpy as jnp
     >>> student, teacher = jnp.array([[2., 9., 0.]]), jnp.array([[0., 2.]])
@@ -170,6 +185,7 @@ def subset_soft_targets(
       https://arxiv.org/abs/1904.06062
     """
     numerics.check_positive('subset_soft_targets', temperature=temperature)
+    zero = numerics.log_zero(student, teacher)
     student = numerics.as_float32('subset_soft_targets: student', student)
     teacher = numerics.as_float32('subset_soft_targets: teacher', teacher)
     numerics.check_axis('subset_soft_targets', axis, student.shape)
@@ -182,25 +198,22 @@ def subset_soft_targets(
             f'with {classes.size} classes the teacher must be {tuple(expected)}'
         )
     where = numerics.mask('subset_soft_targets', where, teacher.shape, axis)
-    log_s, log_t = (
-        numerics.log_softmax(jnp.moveaxis(x, axis, -1), temperature, where)
-        for x in (jnp.take(student, classes, axis=axis, mode='clip'), teacher)
-    )
+    of_classes = jnp.take(student, classes, axis=axis, mode='fill', fill_value=jnp.nan)
+    student, teacher = (jnp.moveaxis(x, axis, -1) for x in (of_classes, teacher))
+    numerics.check_classes('subset_soft_targets', teacher.shape)
+    log_s, log_t = (numerics.log_softmax(x, temperature, where, zero) for x in (student, teacher))
     return jnp.square(jnp.asarray(temperature, jnp.float32)) * numerics.divergence(log_t, log_s, where)
 
 
 def _class_indices(classes: ArrayLike | Sequence[int], count: int) -> jax.Array:
-    """`classes` as an int32 vector; once it is known at trace time, each must be one of the student's and there once."""
+    """`classes` as `numerics.check_indices` returns them; once known at trace time, each must be there once."""
     if not isinstance(classes, jax.Array):
         classes = np.asarray(classes)
     if classes.ndim != 1 or not jnp.issubdtype(classes.dtype, jnp.integer):
         raise ValueError(
             f'subset_soft_targets: classes must be a vector of integers, got {classes.dtype} of shape {classes.shape}'
         )
-    if not isinstance(classes, jax.core.Tracer):
-        known = np.asarray(classes)
-        if np.any((known < 0) | (known >= count)):
-            raise ValueError(f'subset_soft_targets: classes must be in [0, {count}), got {known.tolist()}')
-        if len(np.unique(known)) < len(known):
-            raise ValueError(f'subset_soft_targets: classes must not repeat, got {known.tolist()}')
-    return jnp.asarray(classes, jnp.int32)
+    numbers = numerics.known(classes)
+    if numbers is not None and len(np.unique(numbers)) < len(numbers):
+        raise ValueError(f'subset_soft_targets: classes must not repeat, got {numbers.tolist()}')
+    return numerics.check_indices('subset_soft_targets', 'classes', classes, count)

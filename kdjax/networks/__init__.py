@@ -11,6 +11,7 @@ from kdjax.networks.network import Network as Network
 from kdjax.networks.network import Outputs as Outputs
 from kdjax.networks.network import Variables as Variables
 from kdjax.networks.nnx import from_nnx as from_nnx
+from kdjax.networks.parts import in_parts as in_parts
 from kdjax.networks.tasks import multitask as multitask
 from kdjax.networks.transformations import ensemble as ensemble
 from kdjax.networks.transformations import ensemble_variables as ensemble_variables

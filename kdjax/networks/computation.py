@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from kdjax.networks.network import Network, Outputs
+from kdjax.networks.network import Network, Outputs, unchanged
+from kdjax.paths import leaves_with_paths, map_with_paths
 
 
 def mixed_precision(network: Network, dtype: DTypeLike = jnp.bfloat16) -> Network:
@@ -42,12 +43,11 @@ def mixed_precision(network: Network, dtype: DTypeLike = jnp.bfloat16) -> Networ
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
-        variables = {**variables, 'params': _cast(variables['params'], dtype)}
+        half = {name: _cast(collection, dtype) if name == 'params' else collection for name, collection in variables.items()}
         # Statistics stay in float32, and meet activations that are not.
         with jax.numpy_dtype_promotion('standard'):
-            outputs, state = network.apply(variables, _cast(inputs, dtype), train=train, rng=rng)
-        kept = {name: jax.tree.map(lambda new, old: new.astype(old.dtype), state[name], variables[name]) for name in state}
-        return _cast(outputs, jnp.float32), kept
+            outputs, state = network.apply(half, _cast(inputs, dtype), train=train, rng=rng)
+        return _cast(outputs, jnp.float32), {name: _as_before(state[name], variables.get(name)) for name in state}
 
     return Network(network.init, apply)
 
@@ -72,12 +72,26 @@ def rematerialize(network: Network, policy: Callable[..., bool] | None = None) -
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
-        def run(variables: Any, inputs: Any, rng: Any) -> tuple[Outputs, dict[str, Any]]:
-            return network.apply(variables, inputs, train=train, rng=rng)
+        same: set[str] = set()
 
-        return jax.checkpoint(run, policy=policy)(variables, inputs, rng)
+        def run(variables: Any, inputs: Any, rng: Any) -> tuple[Outputs, dict[str, Any]]:
+            outputs, state = network.apply(variables, inputs, train=train, rng=rng)
+            same.update(unchanged(state, variables))
+            return outputs, state
+
+        outputs, state = jax.checkpoint(run, policy=policy)(variables, inputs, rng)
+        # What stays the same does so as the same array, and not as what the checkpoint makes of it: `in_parts` looks.
+        before = leaves_with_paths(variables)
+        return outputs, map_with_paths(lambda path, leaf: before[path] if path in same else leaf, state)
 
     return Network(network.init, apply)
+
+
+def _as_before(state: Any, before: Any) -> Any:
+    """State in the types that it had; what is new keeps its own."""
+    if jax.tree.structure(state) != jax.tree.structure(before):
+        return state
+    return jax.tree.map(lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype), state, before)
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:

@@ -1,6 +1,5 @@
 """Flax Linen modules as networks."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,18 +8,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.networks.arguments import TrainArgument, call_arguments
 from kdjax.networks.network import Network, Outputs, as_outputs, as_paths, select_features
-
-# What Linen modules in use call the switch between training and evaluation, and its value for training.
-_TRAIN_ARGUMENTS = {'train': True, 'training': True, 'is_training': True, 'deterministic': False}
 
 
 def from_linen(
-    module: nn.Module, *, features: str | tuple[str, ...] = (), class_gradients: str | tuple[str, ...] = ()
+    module: nn.Module,
+    *,
+    features: str | tuple[str, ...] = (),
+    class_gradients: str | tuple[str, ...] = (),
+    mutable: str | tuple[str, ...] = (),
+    train_argument: TrainArgument = None,
 ) -> Network:
     """Makes a `Network` of a Linen module.
 
-    The module takes a batch of inputs and returns logits, or `Outputs`. If its `__call__` has an argument named `train`,
+    The module takes a batch of inputs and returns logits, or `Outputs`. Inputs are one pytree: an only argument is all of it;
+    over several, a tuple is spread by position, a dictionary by name. If its `__call__` has an argument named `train`,
     `training`, `is_training` or `deterministic`, that is set; every random stream that it asks for is drawn from `rng`.
 
     Args:
@@ -31,13 +34,20 @@ def from_linen(
         channels]: the derivative of each logit by each channel, its mean over positions. These are Grad-CAM's weights, for
         `objectives.loss_gradient_attention`; they cost a backward pass per class from the logits to the layer. The submodule
         must be called once, and return an array.
+      mutable: collections that may change with `train=False` too, and are returned in the state, such as `'cache'`; with
+        `train=True` all may but the parameters.
+      train_argument: a switch between training and evaluation of another name: the one that is True in training, or
+        `{'is_eval': False}`, what it is in training; `()` if the module has none. To be given too where a module hands the
+        switch on within its `**kwargs`, which does not show.
 
     Returns:
       The network. Its variables are the module's own collections, `'params'` among them.
 
     Raises:
-      ValueError: a path in `class_gradients` is not in `features`; from `apply`, when traced: a path in `features` does not
-        exist, where the message lists those that do, or `class_gradients` name no submodule that is called once.
+      ValueError: a path in `class_gradients` is not in `features`, an argument of the module, a boolean with a default say,
+        may be its switch and is none of the four, or `mutable` names the parameters; from `init` and `apply`: inputs do not fit
+        the arguments, a path in `features` does not exist, where the message lists those that do, or `class_gradients` name no
+        submodule that is called once.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> network = from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), features='layers_0')
@@ -50,31 +60,31 @@ def from_linen(
     untapped = [path for path in class_gradients if path not in features]
     if untapped:
         raise ValueError(f'from_linen: class_gradients of {untapped[0]!r} need that path in features too')
+    kept = as_paths(mutable)
+    if 'params' in kept:
+        raise ValueError("from_linen: mutable are collections of the state, 'cache' say, not 'params'")
     owner = type(module).__name__
-    accepted = inspect.signature(type(module).__call__).parameters
-    switches = {name: value for name, value in _TRAIN_ARGUMENTS.items() if name in accepted}
-
-    def arguments(train: bool) -> dict[str, bool]:
-        return {name: value if train else not value for name, value in switches.items()}
+    arguments = call_arguments(module, train_argument, maker='from_linen', optional=False)
 
     def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
-        shapes = jax.eval_shape(lambda x: x, inputs)
-        variables = module.lazy_init(key, shapes, **arguments(train=False))
+        args, named = arguments(jax.eval_shape(lambda x: x, inputs), False)
+        variables = module.lazy_init(key, *args, **named)
         return {name: value for name, value in variables.items() if name != 'intermediates'}
 
     def apply(
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
+        args, named = arguments(inputs, train)
         state = {name: value for name, value in variables.items() if name != 'params'}
 
         def forward(capture: Any) -> tuple[Any, dict[str, Any]]:
             result, changed = module.apply(
                 variables,
-                inputs,
+                *args,
                 rngs=rng,
-                mutable=[*(state if train else ()), 'intermediates'],
+                mutable=[*(state if train else ()), *kept, 'intermediates'],
                 capture_intermediates=capture,
-                **arguments(train),
+                **named,
             )
             intermediates = changed.pop('intermediates', {})
             return result, (dict(changed), _by_path(intermediates))

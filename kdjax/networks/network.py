@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from kdjax.paths import leaves_with_paths
+
 Variables = Mapping[str, Any]
 """`{'params': trained parameters, **state}`; state, such as `'batch_stats'`, changes in training without gradients."""
 
@@ -16,7 +18,7 @@ class Outputs:
     """What a network computes for a batch.
 
     Attributes:
-      logits: [batch, ..., classes], or None for a network that gives none.
+      logits: [batch, classes], [batch, positions, classes] for tokens or pixels, or None for a network that gives none.
       features: activations by module path; images as [batch, height, width, channels], tokens as [batch, length, width].
     """
 
@@ -41,10 +43,28 @@ class Apply(Protocol):
 
 
 class Network(NamedTuple):
-    """A pair of pure functions. `init(key, inputs) -> variables` needs only the shapes of `inputs`; `apply` is an `Apply`."""
+    """A pair of pure functions. `init(key, inputs) -> variables` needs only the shapes of `inputs`; `apply` is an `Apply`.
+
+    Inputs are any pytree of arrays with a leading axis of examples. Those of `from_linen` and `from_nnx` are networks like any
+    two functions of one's own.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def apply(variables, inputs, *, train=False, rng=None):
+    ...     return Outputs(inputs['x'] @ variables['params']['w']), {}
+    >>> network = Network(lambda key, inputs: {'params': {'w': jnp.ones((inputs['x'].shape[-1], 3))}}, apply)
+    >>> inputs = {'x': jnp.ones((2, 5))}
+    >>> network.apply(network.init(jax.random.key(0), inputs), inputs)[0].logits.shape
+    (2, 3)
+    """
 
     init: Callable[[jax.Array, Any], dict[str, Any]]
     apply: Apply
+
+
+def unchanged(state: Mapping[str, Any], variables: Variables) -> set[str]:
+    """Paths of the arrays of a state after a call that are the very ones which went in."""
+    before = leaves_with_paths(variables)
+    return {path for path, leaf in leaves_with_paths(state).items() if leaf is before.get(path)}
 
 
 def as_outputs(result: Any, features: dict[str, Any], owner: str) -> Outputs:

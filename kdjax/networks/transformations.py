@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax.networks.network import Network, Outputs, as_paths, select_features
 from kdjax.paths import leaves_with_paths
 
 
-def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> Network:
+def ensemble(members: Sequence[Network], *, average: str = 'probabilities', weights: Sequence[float] | None = None) -> Network:
     """Makes one network of several, whose prediction is the mean of theirs.
 
     `average='probabilities'`: logits are log of the mean of the members' softmax, so that softmax of them is that mean.
@@ -20,6 +21,7 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
     Args:
       members: networks over the same classes.
       average: `'probabilities'` or `'logits'`.
+      weights: how much each member counts in the mean, positive numbers of any sum; equally if not given.
 
     Returns:
       The network. In every collection of its variables member i stands under `str(i)`; `ensemble_variables` makes them from the
@@ -27,7 +29,8 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
       is all of them side by side, along the channels.
 
     Raises:
-      ValueError: no members, an unknown average, or, when traced, members whose logits differ in shape.
+      ValueError: no members, an unknown average, weights that are not a positive number for each, or, when traced, members
+        whose logits differ in shape.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from kdjax.networks import from_linen
@@ -42,6 +45,10 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
         raise ValueError('ensemble: there must be at least one member')
     if average not in ('probabilities', 'logits'):
         raise ValueError(f"ensemble: average must be 'probabilities' or 'logits', got {average!r}")
+    shares = np.ones(len(members)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(members),) or not np.all(np.isfinite(shares) & (shares > 0)):
+        raise ValueError(f'ensemble: weights must be a positive number for each of {len(members)} members, got {weights}')
+    shares = (shares / shares.sum()).astype(np.float32)
 
     def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
         keys = jax.random.split(key, len(members))
@@ -57,11 +64,11 @@ def ensemble(members: Sequence[Network], *, average: str = 'probabilities') -> N
         if len({x.shape for x in logits}) > 1:
             raise ValueError(f'ensemble: the members must give logits of one shape, got {[x.shape for x in logits]}')
         stacked = jnp.stack(logits).astype(jnp.float32)
+        share = shares.reshape(-1, *(1,) * (stacked.ndim - 1))
         if average == 'logits':
-            mean = jnp.mean(stacked, axis=0)
+            mean = jnp.sum(share * stacked, axis=0)
         else:
-            log_p = jax.nn.log_softmax(stacked, axis=-1)
-            mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(jnp.float32(len(members)))
+            mean = jax.nn.logsumexp(jax.nn.log_softmax(stacked, axis=-1) + np.log(share), axis=0)
         return Outputs(mean, _join_features([own.features for own in outputs])), state
 
     return Network(init, apply)
@@ -179,7 +186,7 @@ def tap_parameters(network: Network, paths: str | tuple[str, ...]) -> Network:
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
         outputs, state = network.apply(variables, inputs, train=train, rng=rng)
-        tapped = select_features(paths, leaves_with_paths(variables['params']), 'the network')
+        tapped = select_features(paths, leaves_with_paths(variables.get('params', {})), 'the network')
         return Outputs(outputs.logits, {**outputs.features, **tapped}), state
 
     return Network(network.init, apply)
@@ -193,8 +200,11 @@ def tap_jacobian(network: Network, directions: jax.Array | None = None) -> Netwo
     the sum over the batch.
 
     Args:
-      network: a network of floating-point inputs [batch, ...].
+      network: a network whose inputs are one floating-point array [batch, ...].
       directions: [directions, classes], shared by all examples; every class of its own if not given.
+
+    Raises:
+      ValueError: from `apply`, when traced: the inputs are something else, or the network gives no logits.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from kdjax.networks import from_linen
@@ -209,10 +219,15 @@ def tap_jacobian(network: Network, directions: jax.Array | None = None) -> Netwo
     ) -> tuple[Outputs, dict[str, Any]]:
         def logits(inputs: Any) -> Any:
             outputs, state = network.apply(variables, inputs, train=train, rng=rng)
+            if outputs.logits is None:
+                raise ValueError('tap_jacobian: the network gives no logits')
             return outputs.logits, (outputs, state)
 
-        if not jnp.issubdtype(inputs.dtype, jnp.floating):
-            raise ValueError(f'tap_jacobian: inputs must be floating point, got {inputs.dtype}: put preprocess outside of it')
+        found = inputs.dtype if isinstance(inputs, jax.Array | np.ndarray) else type(inputs).__name__
+        if not isinstance(found, np.dtype) or not jnp.issubdtype(found, jnp.floating):
+            raise ValueError(
+                f'tap_jacobian: inputs must be one floating-point array, got {found}: put preprocess outside of it'
+            )
         values, pullback, (outputs, state) = jax.vjp(logits, inputs, has_aux=True)
         chosen = jnp.eye(values.shape[-1], dtype=values.dtype) if directions is None else directions.astype(values.dtype)
         jacobian = jax.vmap(lambda direction: pullback(jnp.broadcast_to(direction, values.shape))[0], out_axes=1)(chosen)

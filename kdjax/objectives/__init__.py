@@ -62,6 +62,10 @@ from kdjax.objectives.relations import pkt as pkt
 from kdjax.objectives.relations import rkd_angle as rkd_angle
 from kdjax.objectives.relations import rkd_distance as rkd_distance
 from kdjax.objectives.relations import similarity_preserving as similarity_preserving
+from kdjax.objectives.targets import binary_labels as binary_labels
+from kdjax.objectives.targets import binary_soft_targets as binary_soft_targets
+from kdjax.objectives.targets import bounded_regression as bounded_regression
+from kdjax.objectives.targets import regression as regression
 from kdjax.objectives.tokens import attention_maps as attention_maps
 from kdjax.objectives.tokens import hidden_cosine as hidden_cosine
 from kdjax.objectives.tokens import value_relations as value_relations

@@ -4,7 +4,8 @@
 - Masks say which weights stay: over all arrays together with `global_masks`, a share of every array with `layer_masks` and
   `erk_masks`, in a pattern with `n_m_masks` and `block_masks`.
 - Schedules say how many go at which step: a number, `one_shot`, `cubic`, `iterative`.
-- `prune` joins them around any optimizer; `rewinding` around it goes back to early weights.
+- `prune` joins them around any optimizer; `rewinding` around it goes back to early weights. `product_kernels` says which
+  parameters the network uses as kernels, where their names do not.
 - `channel_groups` finds what belongs to one channel, and `remove_channels` cuts it out: the network becomes smaller and faster.
   `factorize` makes two thin products of one large one.
 
@@ -22,6 +23,7 @@ from kdjax.pruning.channels import ChannelGroup as ChannelGroup
 from kdjax.pruning.channels import ChannelGroups as ChannelGroups
 from kdjax.pruning.channels import channel_groups as channel_groups
 from kdjax.pruning.channels import remove_channels as remove_channels
+from kdjax.pruning.kernels import product_kernels as product_kernels
 from kdjax.pruning.low_rank import factorize as factorize
 from kdjax.pruning.masks import MaskFunction as MaskFunction
 from kdjax.pruning.masks import Masks as Masks
@@ -45,4 +47,5 @@ from kdjax.pruning.scores import saliency as saliency
 from kdjax.pruning.scores import slice_norms as slice_norms
 from kdjax.pruning.transformation import PruneState as PruneState
 from kdjax.pruning.transformation import apply_masks as apply_masks
+from kdjax.pruning.transformation import check_outermost as check_outermost
 from kdjax.pruning.transformation import prune as prune

@@ -103,7 +103,7 @@ def channel_groups(network: Network, variables: Mapping[str, Any], inputs: Any) 
     Args:
       network: any; it is traced with `train=False`.
       variables: arrays or shapes.
-      inputs: a batch of inputs; only its shapes count.
+      inputs: a batch of inputs, any pytree; only its shapes count.
 
     Returns:
       The groups. For a residual network, one for each stage's stream and one for the inside of each block.

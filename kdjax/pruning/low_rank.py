@@ -28,7 +28,7 @@ def factorize(
     Args:
       network: any.
       variables: its variables.
-      inputs: a batch of inputs; only its shapes count.
+      inputs: a batch of inputs, any pytree; only its shapes count.
       energy: the share of the squared singular values to keep, in (0, 1].
       leaves: which parameters.
 

@@ -146,7 +146,8 @@ def _largest_integer(holds: Callable[[jax.Array], jax.Array], bits: int) -> jax.
     """The largest integer of so many bits for which something holds that holds for 0 and, up to some integer, for all."""
 
     def refine(i: jax.Array, largest: jax.Array) -> jax.Array:
-        candidate = largest | (jnp.uint32(1) << (bits - 1 - i).astype(jnp.uint32))
+        # Under `jax_disable_jit` the loop's number is Python's own.
+        candidate = largest | (jnp.uint32(1) << jnp.asarray(bits - 1 - i, jnp.uint32))
         return jnp.where(holds(candidate), candidate, largest)
 
     return jax.lax.fori_loop(0, bits, refine, jnp.uint32(0))

@@ -1,5 +1,6 @@
 """Pruning as an optax transformation: it wraps an optimizer, and no trainer needs to know."""
 
+import collections
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,14 +42,15 @@ def prune(
     """Wraps an optimizer so that a growing share of the weights becomes, and stays, exactly zero.
 
     Each update lets `inner` take its step, renews the masks where the schedule asks for more sparsity, by the scores of the
-    weights as that step leaves them, and replaces the update of every pruned weight w by -w. It must be outermost in a
-    chain. Masking gradients alone would not do: momentum gathered before a weight is pruned would move it off zero again. A
-    pruned weight does not come back.
+    weights as that step leaves them, and replaces the update of every pruned weight w by -w. It must be the last of a chain:
+    what follows would change that -w (`check_outermost`). Masking gradients alone would not do: momentum gathered before a
+    weight is pruned would move it off zero again. A pruned weight does not come back.
 
     Args:
       inner: the optimizer.
       sparsity: the share of the scores to prune, a number or a schedule of the step, such as `cubic`.
-      leaves: which arrays are pruned.
+      leaves: which arrays are pruned: patterns, a predicate, or what `product_kernels` finds. By default those of two or more
+        axes that are not named as biases or norms are, tables of embeddings among them.
       scores: `(weights, gradients) -> scores`, all by path; the lowest go. `magnitude`, or `filter_norms()` for whole filters.
         The gradients are those of the step.
       masks: `(scores, sparsity) -> masks`: `global_masks`, `layer_masks`, `erk_masks`, `n_m_masks(2, 4)`.
@@ -102,6 +104,45 @@ def prune(
         return updates, PruneState(state.step + 1, reached, new_masks, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_outermost(opt_state: Any) -> None:
+    """Checks that nothing in a chain comes after `prune`.
+
+    `optax.chain(prune(adam), optax.scale(0.5))` would halve the updates that take pruned weights to zero, and none would get
+    there. Wrappers, such as `optax.MultiSteps` or `training.average_parameters`, may stand around it, unless they change the
+    updates: `optax.lookahead` and `optax.contrib.schedule_free` do, and are not found out.
+
+    Args:
+      opt_state: the state that an optimizer's `init` made.
+
+    Raises:
+      ValueError: a `prune` stands in a chain before something else.
+
+    >>> import jax.numpy as jnp, optax
+    >>> params = {'kernel': jnp.ones((2, 2))}
+    >>> check_outermost(optax.chain(optax.clip(1.0), prune(optax.adam(0.1), 0.5)).init(params))
+    >>> check_outermost(optax.chain(prune(optax.adam(0.1), 0.5), optax.scale(0.5)).init(params))
+    Traceback (most recent call last):
+    ...
+    ValueError: prune must be the last of a chain, or what follows keeps weights off zero: optax.chain(..., prune(...))
+    """
+    children = [
+        child for child in jax.tree.leaves(opt_state, is_leaf=lambda node: node is not opt_state) if child is not opt_state
+    ]
+    # What the states of `optax.chain` and `optax.named_chain` are; those of wrappers are tuples with names, and none of these.
+    is_chain = type(opt_state) in (tuple, collections.OrderedDict)
+    if is_chain and any(map(_holds_prune, children[:-1])):
+        raise ValueError(
+            'prune must be the last of a chain, or what follows keeps weights off zero: optax.chain(..., prune(...))'
+        )
+    for child in children:
+        check_outermost(child)
+
+
+def _holds_prune(state: Any) -> bool:
+    is_prune = lambda node: isinstance(node, PruneState)  # noqa: E731
+    return any(map(is_prune, jax.tree.leaves(state, is_leaf=is_prune)))
 
 
 def apply_masks(masks: Masks, params: Any) -> Any:

@@ -60,7 +60,7 @@ def quantize_variables(network: Network, rules: Rules, variables: Mapping[str, A
       network: in floating point.
       rules: those that it is quantized with.
       variables: in floating point.
-      inputs: a batch of inputs; only its shapes count.
+      inputs: a batch of inputs, any pytree; only its shapes count.
 
     Returns:
       The variables, for `quantize_network`, `fake_quantize_network` and `export`.

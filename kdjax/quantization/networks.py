@@ -111,13 +111,14 @@ def calibrate(
 ) -> dict[str, Any]:
     """Finds the ranges of activations, static ones and where moving averages start, on batches of inputs.
 
-    The network computes in floating point meanwhile.
+    The network computes in floating point meanwhile. Every position of the inputs is observed: give sequences without padding,
+    or with as much of it as the network will see, for its activations widen the ranges as any others do.
 
     Args:
       network: in floating point, not yet quantized.
       rules: those that it will be quantized with.
       variables: of the network.
-      batches: batches of inputs, at least one, all of one shape.
+      batches: batches of inputs, `batch['inputs']` of a data set's, any pytree: at least one, all of one shape.
       estimate: the range of one activation: `minmax_range`, `percentile_range`, `mse_range`.
       join: joins those of several batches: `union_range`, or `average_range` after the latter two.
 
@@ -125,7 +126,7 @@ def calibrate(
       The variables of the quantized network: those given, and `'quantization'`.
 
     Raises:
-      ValueError: there is no batch, or the rules do not fit the network.
+      ValueError: there is no batch, the rules do not fit the network, or it fails on a whole batch, labels and all.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import models, networks

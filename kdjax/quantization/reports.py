@@ -51,7 +51,7 @@ def report(network: Network, rules: Rules, variables: Mapping[str, Any], inputs:
       network: in floating point.
       rules: those that it is quantized with.
       variables: of the quantized network; ranges are those that inference would use.
-      inputs: a batch of inputs.
+      inputs: a batch of inputs, any pytree; padding counts as any other position.
 
     Returns:
       The sites; `table` prints them.

@@ -19,8 +19,12 @@ from kdjax.training.evaluation import evaluator as evaluator
 from kdjax.training.federated import average_clients as average_clients
 from kdjax.training.federated import client_mesh as client_mesh
 from kdjax.training.federated import client_updates as client_updates
+from kdjax.training.freezing import FreezeState as FreezeState
+from kdjax.training.freezing import keep_frozen_state as keep_frozen_state
 from kdjax.training.freezing import train_only as train_only
 from kdjax.training.hosts import initialize_distributed as initialize_distributed
+from kdjax.training.loaders import LoadedBatches as LoadedBatches
+from kdjax.training.loaders import loader_epoch as loader_epoch
 from kdjax.training.loop import Fitted as Fitted
 from kdjax.training.loop import NonFiniteLossError as NonFiniteLossError
 from kdjax.training.loop import fit as fit

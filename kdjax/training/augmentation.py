@@ -1,9 +1,12 @@
 """What an example looks like in an epoch: fresh in every one, or one of a fixed number of views whose teacher is recorded."""
 
+import json
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from kdjax.batches import Batch
 
@@ -11,7 +14,10 @@ Augment = Callable[[jax.Array, Any], Any]
 """`augment(key, input) -> input`, a pure function of a key and one example."""
 
 RECORDED = ('teacher_logits', 'top_logits', 'top_indices', 'rest')
-"""The entries of data that `record_teacher` makes."""
+"""The teacher's predictions among the entries of data that `record_teacher` makes."""
+
+RECORDED_VIEWS = 'recorded_views'
+"""The entry of these that says which views they are of, [examples]: the number of `identify_views`."""
 
 
 class Views(NamedTuple):
@@ -95,3 +101,45 @@ def check_augmentation(augment: Augment | None, views: Views | None) -> None:
         raise ValueError('give either augment or views, which have an augment of their own')
     if views is not None and views.number < 1:
         raise ValueError(f'the number of views must be at least 1, got {views.number}')
+
+
+def describe_views(views: Views | None) -> dict[str, Any] | None:
+    """What can be written down of views: their key and their number."""
+    if views is None:
+        return None
+    key = [str(jax.random.key_impl(views.key)), *np.asarray(jax.random.key_data(views.key)).tolist()]
+    return {'key': key, 'number': views.number}
+
+
+def identify_views(description: dict[str, Any] | None) -> np.uint32:
+    """A number for what `describe_views` gives, the same in every process; 0 for no views."""
+    return np.uint32(0 if description is None else zlib.crc32(json.dumps(description).encode()) or 1)
+
+
+def check_recorded(data: Any, augment: Augment | None, views: Views | None) -> None:
+    """Raises unless the student will see what a recorded teacher has seen.
+
+    Args:
+      data: a dictionary of entries, or a `JoinedSource`; other sources are not looked into.
+      augment: the augmentation of a run whose epochs are all different.
+      views: the views of one whose epochs repeat.
+
+    Raises:
+      ValueError: the data hold predictions of inputs that look otherwise: as they are, or in other views.
+    """
+    entries = data if isinstance(data, dict) else getattr(data, 'arrays', {})
+    recorded = [name for name in (*RECORDED, RECORDED_VIEWS) if name in entries]
+    if recorded and augment is not None:
+        raise ValueError(
+            f'data has {recorded[0]}, recorded of inputs that augment would change: record with '
+            'views=training.Views(augment, key, number), and give these views in place of augment'
+        )
+    if RECORDED_VIEWS not in entries:
+        return
+    found = np.asarray(entries[RECORDED_VIEWS])
+    if views is None and found.any():
+        raise ValueError('the teacher was recorded with views: give the same views=, so that the student sees what it has seen')
+    if views is not None and not found.all():
+        raise ValueError('the teacher was recorded without views: record it with views=, or train without them')
+    if views is not None and (found != identify_views(describe_views(views))).any():
+        raise ValueError('the teacher was recorded with other views: give those of the recording, of the same key and number')

@@ -12,7 +12,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,12 +23,15 @@ from kdjax.training.checksums import checksums
 from kdjax.training.step import TrainState
 
 
-def checkpoint_manager(directory: str | pathlib.Path, *, monitor: str | None = None, keep: int = 2) -> ocp.CheckpointManager:
+def checkpoint_manager(
+    directory: str | pathlib.Path, *, monitor: str | None = None, mode: Literal['min', 'max'] = 'max', keep: int = 2
+) -> ocp.CheckpointManager:
     """Opens a folder of checkpoints, named by their step; what a killed process left half-written is removed.
 
     Args:
       directory: the folder; made if it is not there.
-      monitor: name of the metric by which the best checkpoint is kept too, the larger the better; None keeps only the newest.
+      monitor: name of the metric by which the best checkpoint is kept too; None keeps only the newest.
+      mode: whether the metric is best where it is largest, `'max'`, or smallest, `'min'`.
       keep: how many of the newest to keep.
 
     Returns:
@@ -39,7 +42,8 @@ def checkpoint_manager(directory: str | pathlib.Path, *, monitor: str | None = N
         _drop_damaged_metrics(directory)
 
     def measured(metrics: Mapping[str, float]) -> float:
-        return metrics.get(monitor, -np.inf)  # a checkpoint within an epoch has none
+        # A checkpoint between two validations has none.
+        return metrics[monitor] * (1 if mode == 'max' else -1) if monitor in metrics else -np.inf
 
     policies = [ocp.checkpoint_managers.LatestN(keep)]
     if monitor is not None:
@@ -58,7 +62,8 @@ def save(
     step: int,
     state: TrainState,
     metrics: Mapping[str, float] | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    position: Any = None,
 ) -> None:
     """Begins to write the state after a step; the state is copied before this returns, and may be donated.
 
@@ -67,16 +72,20 @@ def save(
       step: number of the steps behind the state.
       state: the state.
       metrics: what was measured of it.
-      settings: numbers that a run must have in common with the one that takes it up, such as the batch size.
+      settings: what a run must have in common with the one that takes it up, such as the batch size; what JSON can hold.
+      position: where the data stand, if they do not say by the step alone; what JSON can hold.
 
     Raises:
       OSError: this checkpoint, or the one before, could not be written; the last whole one stays.
     """
     metrics = dict(metrics or {})
-    tree = _contents(state, settings)
+    # As an array, which the checksums cover as all others.
+    described = json.dumps({'settings': dict(settings or {}), 'position': position}).encode()
+    tree = {'described': np.frombuffer(described, np.uint8), 'state': state}
     tree = {**tree, 'checksums': checksums(tree)}
+    metrics = {**metrics, _CHECKSUM: _checksum_of_metrics(metrics)}
     with _write_errors(manager):
-        manager.save(step, args=ocp.args.StandardSave(tree), metrics={**metrics, _CHECKSUM: _checksum_of_metrics(metrics)})
+        manager.save(step, args=ocp.args.StandardSave(tree), metrics=metrics)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -96,7 +105,7 @@ def close(manager: ocp.CheckpointManager) -> None:
 
 
 def restore_newest(
-    manager: ocp.CheckpointManager, like: TrainState, settings: Mapping[str, int] | None = None
+    manager: ocp.CheckpointManager, like: TrainState, settings: Mapping[str, Any] | None = None
 ) -> tuple[int, TrainState] | None:
     """Restores the newest checkpoint that is whole, or returns None if there is none.
 
@@ -111,13 +120,21 @@ def restore_newest(
     Raises:
       ValueError: the checkpoints are of another model, objective, optimizer or setting, or none of them can be read.
     """
+    found = restore_run(manager, like, settings)
+    return None if found is None else found[:2]
+
+
+def restore_run(
+    manager: ocp.CheckpointManager, like: TrainState, settings: Mapping[str, Any] | None = None
+) -> tuple[int, TrainState, Any] | None:
+    """As `restore_newest`, with the position that was given to `save`."""
     damaged: dict[int, str] = {}
     differences = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            difference = _difference(manager, step, like, settings)
+            difference = _difference(manager, step, like)
             if difference is None:
-                tree = _restore(manager, step, like, settings)
+                state, described = _restore(manager, step, like)
         except Exception as error:  # whatever the storage layers raise for a damaged file
             damaged[step] = _first_line(error)
             continue
@@ -125,7 +142,7 @@ def restore_newest(
             differences.append(difference)
             damaged[step] = 'its description is of another state'
             continue
-        _check_settings(manager, step, tree['settings'], settings)
+        _check_settings(manager, step, described['settings'], settings)
         for newer, reason in damaged.items():
             warnings.warn(
                 f'checkpoint {newer} in {manager.directory} cannot be read; training resumes from {step}: {reason}',
@@ -133,7 +150,7 @@ def restore_newest(
             )
             # Orbax saves no step that is there already.
             manager.delete(newer)
-        return step, tree['state']
+        return step, state, described['position']
     if differences:
         raise ValueError(differences[0])
     if damaged:
@@ -144,14 +161,12 @@ def restore_newest(
     return None
 
 
-def restore_best(
-    manager: ocp.CheckpointManager, like: TrainState, settings: Mapping[str, int] | None = None
-) -> tuple[int, TrainState] | None:
+def restore_best(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int, TrainState] | None:
     """Restores the best checkpoint that is whole, as `restore_newest` does the newest; a damaged one is removed."""
-    # One that was saved within an epoch has no metrics but their checksum.
+    # One that was saved between two validations has no metrics but their checksum.
     while (step := manager.best_step()) is not None and set(manager.metrics(step) or {}) > {_CHECKSUM}:
         try:
-            return step, restore(manager, step, like, settings)
+            return step, restore(manager, step, like)
         except Exception as error:
             warnings.warn(
                 f'the best checkpoint {step} in {manager.directory} cannot be read; the next best counts: {_first_line(error)}',
@@ -161,52 +176,56 @@ def restore_best(
     return None
 
 
-def restore(
-    manager: ocp.CheckpointManager, step: int, like: TrainState, settings: Mapping[str, int] | None = None
-) -> TrainState:
+def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
     """Restores the state after a step, with the shapes, dtypes and shardings of `like`.
 
     Raises:
       ValueError: the state is not the one that was saved. What else is raised for damaged files is up to the storage.
     """
-    return _restore(manager, step, like, settings)['state']
+    return _restore(manager, step, like)[0]
 
 
 _CHECKSUM = 'crc32'
 
 
-def _contents(state: TrainState, settings: Mapping[str, int] | None) -> dict[str, Any]:
-    return {'settings': {name: np.asarray(value, np.int32) for name, value in (settings or {}).items()}, 'state': state}
-
-
-def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState, settings: Mapping[str, int] | None) -> dict[str, Any]:
-    wanted = _contents(like, settings)
+def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state after a step, and what was described beside it."""
+    length = manager.metadata(step).item_metadata.tree['described'].shape
+    wanted = {'described': np.zeros(length, np.uint8), 'state': like}
     wanted = {**wanted, 'checksums': np.zeros(len(jax.tree.leaves(wanted)), np.uint32)}
     abstract = jax.tree.map(lambda x: ocp.utils.to_shape_dtype_struct(x) if isinstance(x, jax.Array) else x, wanted)
     tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
     stored = tree.pop('checksums')
-    found = checksums(tree)
-    for path, one, other in zip(paths.leaves_with_paths(tree), found, stored, strict=True):
+    for path, one, other in zip(paths.leaves_with_paths(tree), checksums(tree), stored, strict=True):
         if one != other:
             raise ValueError(f'{path} is not what was saved, by its checksum')
-    return tree
+    return tree['state'], json.loads(np.asarray(tree['described']).tobytes())
 
 
-def _difference(manager: ocp.CheckpointManager, step: int, like: TrainState, settings: Mapping[str, int] | None) -> str | None:
+def _difference(manager: ocp.CheckpointManager, step: int, like: TrainState) -> str | None:
     """Compares a checkpoint's own description with a state, before anything is read."""
     description = manager.metadata(step)
     if 'metrics' in description.item_handlers and manager.metrics(step) is None:
         raise ValueError('its metrics are missing')
     tree = description.item_metadata.tree
+    there = f'the checkpoint {step} in {manager.directory} is of another model or recipe'
+    named = tree['state']['objective_params'], like.objective_params
+    terms = [set(each) if isinstance(each, Mapping) else set() for each in named]
+    if terms[0] != terms[1]:
+        # A term that trains and remembers nothing has no arrays to tell it by.
+        gone, new = (', '.join(sorted(x)) for x in (terms[0] - terms[1], terms[1] - terms[0]))
+        told = [f'it has the term {gone}, which the objective lacks'] if gone else []
+        told += [f'it lacks the term {new} of the objective'] if new else []
+        return f'{there}: {" and ".join(told)}; choose another folder'
     stored = {path: tuple(leaf.shape) for path, leaf in paths.leaves_with_paths(tree).items() if hasattr(leaf, 'shape')}
-    wanted = {path: _stored_shape(leaf) for path, leaf in paths.leaves_with_paths(_contents(like, settings)).items()}
-    wanted['checksums'] = (len(wanted),)
+    wanted = {path: _stored_shape(leaf) for path, leaf in paths.leaves_with_paths({'state': like}).items()}
+    wanted |= {'described': stored.get('described'), 'checksums': (len(wanted) + 1,)}
     # What differs in the state says more than the number of checksums.
     for path in sorted(stored.keys() | wanted.keys(), key=lambda path: (path == 'checksums', path)):
         if stored.get(path) != wanted.get(path):
             return (
-                f'the checkpoint {step} in {manager.directory} is of another model or recipe: {path.removeprefix("state/")} is '
-                f'{stored.get(path, "absent")} there and {wanted.get(path, "absent")} here; choose another folder'
+                f'{there}: {path.removeprefix("state/")} is {stored.get(path, "absent")} there and '
+                f'{wanted.get(path, "absent")} here; choose another folder'
             )
     return None
 
@@ -218,12 +237,12 @@ def _stored_shape(leaf: Any) -> tuple[int, ...]:
 
 
 def _check_settings(
-    manager: ocp.CheckpointManager, step: int, stored: Mapping[str, Any], settings: Mapping[str, int] | None
+    manager: ocp.CheckpointManager, step: int, stored: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> None:
     for name, value in (settings or {}).items():
-        if stored[name] != value:
+        if stored.get(name) != value:
             raise ValueError(
-                f'the checkpoint {step} in {manager.directory} is of a run with {name} {int(stored[name])}, not {value}: '
+                f'the checkpoint {step} in {manager.directory} is of a run with {name} {stored.get(name)}, not {value}: '
                 'its steps were other batches; choose another folder'
             )
 

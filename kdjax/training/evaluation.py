@@ -1,88 +1,149 @@
 """What a network is worth on a data set, as sums and counts."""
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.batches import Batch
-from kdjax.metrics import Average, mean
-from kdjax.networks import Network, Variables
+from kdjax.batches import Batch, check_batch, count_examples, take_examples
+from kdjax.metrics import Metric, Sums, accuracy, add, agreement, calibration_error, nll
+from kdjax.networks import Network, Outputs, Variables
 from kdjax.training.sharding import mesh_of, shard_batch
+from kdjax.training.streaming import Source, stack_examples
 
-Evaluate = Callable[..., dict[str, Average]]
+Evaluate = Callable[..., dict[str, Sums]]
 """`evaluate(variables, data, teacher_variables=None) -> metrics`."""
 
 
-def evaluator(network: Network, *, teacher: Network | None = None, batch_size: int = 256, bins: int = 15) -> Evaluate:
-    """Makes a function that measures a network on labelled data.
+def evaluator(
+    network: Network,
+    *,
+    teacher: Network | None = None,
+    metrics: Mapping[str, Metric] | Sequence[Metric] | None = None,
+    batch_size: int = 256,
+) -> Evaluate:
+    """Makes a function that measures a network on a data set; `metrics.compute` reads what it returns.
 
     Where variables live on a mesh, of several hosts perhaps, each batch is split over its devices, and every host gets the
     same numbers.
 
     Args:
       network: the network.
-      teacher: a network to compare with; its agreement with `network` is measured too.
+      teacher: a network to compare with, whose logits metrics find in `batch['teacher_logits']`.
+      metrics: what to measure, of `kdjax.metrics` or one's own, by name; of a sequence, each has the name of its function. By
+        default `accuracy`, `nll` and `calibration_error`, and with a teacher `agreement`.
       batch_size: examples at a time, rounded up to a multiple of the devices; the last batch is padded and the padding is not
         counted.
-      bins: bins of the calibration error.
 
     Returns:
-      A function of the network's variables, a data set {'inputs', 'labels'}, and the teacher's variables. Metrics, all
-      `(sum, count)`:
-      `accuracy`, the share of examples whose label has the largest logit;
-      `nll`, the negative log likelihood of the label, in nats;
-      `calibration_error`, Σ_bins |accuracy - confidence| · share, for equally wide bins of the confidence, its sum one
-      entry per bin; `agreement`, the share of examples for which network and teacher prefer the same class.
+      A function of the network's variables, the data, and the teacher's variables. Data is a dictionary of arrays
+      {'inputs', perhaps 'labels', 'mask', 'weights' and what else metrics need}, a `Source`, or an iterable of batches, such as
+      a loader or the iterator of a list, each of which is one step. It returns the sums of every metric over all of them, in
+      float64 on the host.
 
     Raises:
-      ValueError: from the function: the data set is empty or has no labels.
+      ValueError: two metrics have one name, or, from the function: the data are empty, an entry that a metric needs is missing
+        or does not fit, or labels are beyond the classes.
 
-    Reference:
-      Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. 2017. https://arxiv.org/abs/1706.04599
+    >>> import flax.linen as nn
+    >>> from kdjax import metrics, networks
+    >>> network = networks.from_linen(nn.Dense(3))
+    >>> data = {'inputs': np.ones((4, 5), np.float32), 'labels': np.array([0, 1, 2, -1])}
+    >>> measured = evaluator(network, metrics=[metrics.accuracy()])(network.init(jax.random.key(0), data['inputs']), data)
+    >>> metrics.compute(measured)
+    {'accuracy': 0.333}
     """
+    if batch_size < 1:
+        raise ValueError(f'evaluator: batch_size must be at least 1, got {batch_size}')
+    measures = _by_name(
+        [accuracy(), nll(), calibration_error(), *[agreement()] * (teacher is not None)] if metrics is None else metrics
+    )
 
-    @functools.partial(jax.jit, static_argnums=3)
-    def evaluate_batch(
-        variables: Variables, teacher_variables: Variables, batch: Batch, mesh: Mesh | None
-    ) -> dict[str, Average]:
+    def predict(variables: Variables, teacher_variables: Variables, batch: Batch) -> tuple[Outputs, Batch]:
         outputs, _ = network.apply(variables, batch['inputs'], train=False)
-        logits, labels, kept = outputs.logits.astype(jnp.float32), batch['labels'], batch['mask']
-        correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        confidence = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
-        bin_of = jnp.clip(jnp.ceil(confidence * bins).astype(jnp.int32) - 1, 0, bins - 1)
-        gaps = jnp.zeros(bins).at[bin_of].add(jnp.where(kept, correct - confidence, 0.0))
-        metrics = {
-            'accuracy': mean(correct, kept),
-            'nll': mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels), kept),
-            'calibration_error': Average(gaps, jnp.sum(kept, dtype=jnp.float32)),
-        }
         if teacher is not None:
             teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
-            agrees = jnp.argmax(teacher_outputs.logits, axis=-1) == jnp.argmax(logits, axis=-1)
-            metrics['agreement'] = mean(agrees, kept)
-        return metrics if mesh is None else jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
+            batch = {**batch, 'teacher_logits': teacher_outputs.logits}
+        return outputs, batch
 
-    def evaluate(variables: Variables, data: Batch, teacher_variables: Variables | None = None) -> dict[str, Average]:
-        if 'labels' not in data:
-            raise ValueError("evaluation needs data['labels']")
-        examples = data['inputs'].shape[0]
-        if not examples:
-            raise ValueError('evaluation: the split is empty')
+    @functools.partial(jax.jit, static_argnums=3)
+    def measure(variables: Variables, teacher_variables: Variables, batch: Batch, mesh: Mesh | None) -> dict[str, Sums]:
+        outputs, batch = predict(variables, teacher_variables, batch)
+        measured = {name: metric(outputs, batch) for name, metric in measures.items()}
+        return measured if mesh is None else jax.lax.with_sharding_constraint(measured, NamedSharding(mesh, PartitionSpec()))
+
+    def explain(variables: Variables, teacher_variables: Variables, batch: Batch) -> None:
+        """Raises what a metric has to say about the batch. In the program it could only answer with NaN."""
+        shapes = jax.eval_shape(predict, variables, teacher_variables, batch)
+        outputs, predicted = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        for metric in measures.values():
+            metric(outputs, {**predicted, **batch})
+
+    def evaluate(
+        variables: Variables, data: Batch | Source | Iterable[Batch], teacher_variables: Variables | None = None
+    ) -> dict[str, Sums]:
         mesh, total = mesh_of((variables, teacher_variables)), None
-        size = batch_size if mesh is None else -(-batch_size // mesh.size) * mesh.size
-        for start in range(0, examples, size):
-            # One shape for all batches, so one compilation: the last one is filled up with the first example.
-            indices = np.arange(start, start + size)
-            kept = indices < examples
-            batch = {name: data[name][np.where(kept, indices, 0)] for name in ('inputs', 'labels')} | {'mask': kept}
-            batch = batch if mesh is None else shard_batch(mesh, batch)
-            metrics = evaluate_batch(variables, teacher_variables, batch, mesh)
-            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+
+        def measured() -> Iterator[Any]:
+            for batch in _batches(data, batch_size, 1 if mesh is None else mesh.size):
+                placed = batch if mesh is None else shard_batch(mesh, batch)
+                yield batch, measure(variables, teacher_variables, placed, mesh)
+
+        # In pairs, so that the host adds one batch up while the device computes the next.
+        for (batch, sums), _ in itertools.pairwise(itertools.chain(measured(), [None])):
+            sums = add(sums)
+            if any(np.isnan(leaf).any() for leaf in jax.tree.leaves(sums)):
+                explain(variables, teacher_variables, batch)
+            total = sums if total is None else add(total, sums)
+        if total is None:
+            raise ValueError('evaluation: there are no examples; an iterator, such as a generator, can be read only once')
         return total
 
     return evaluate
+
+
+def _by_name(metrics: Mapping[str, Metric] | Sequence[Metric]) -> dict[str, Metric]:
+    if isinstance(metrics, Mapping):
+        return dict(metrics)
+    names = [getattr(metric, '__name__', '') for metric in metrics]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f'evaluator: metrics need names of their own, got {names}: give a dictionary of names and metrics')
+    return dict(zip(names, metrics, strict=True))
+
+
+def _batches(data: Batch | Source | Iterable[Batch], batch_size: int, devices: int) -> Iterator[Batch]:
+    """Batches of one size, so that one program serves all; where one is filled up, its mask says so."""
+    if not isinstance(data, dict) and not (hasattr(data, '__len__') and hasattr(data, '__getitem__')):
+        # The last batch of a loader is smaller; one that is larger makes room for those after it.
+        size = 1
+        for batch in data:
+            check_batch(batch)
+            size = max(size, count_examples(batch))
+            yield from _batches(batch, size, devices)
+        return
+    if isinstance(data, dict):
+        check_batch(data)
+        data = {name: jax.tree.map(_as_array, value) for name, value in data.items()}
+        examples, read = count_examples(data), functools.partial(take_examples, data)
+    else:
+        examples, read = len(data), lambda indices: stack_examples(data, indices)[0]
+    size = -(-batch_size // devices) * devices
+    for start in range(0, examples, size):
+        indices = np.arange(start, start + size)
+        exists = indices < examples
+        batch = read(np.where(exists, indices, start))
+        check_batch(batch)
+        mask = batch.get('mask', exists)
+        # A mask of another dtype is left for the error that it will get.
+        if mask.dtype == np.bool_:
+            mask = mask & exists.reshape(-1, *(1,) * (mask.ndim - 1))
+        yield {**batch, 'mask': mask}
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)

@@ -1,199 +1,354 @@
-"""Training from start to end: epochs, validation, checkpoints, a log and a progress bar."""
+"""Training from start to end: one verb for data in memory, read example by example, or in a loader's batches."""
 
-import json
+import functools
 import operator
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from jax.sharding import Mesh
 
-from kdjax.batches import Batch
 from kdjax.metrics import Average, compute
 from kdjax.networks import Variables
 from kdjax.training import checkpoints, preemption
-from kdjax.training.epochs import Epoch, count_examples, steps_per_epoch
-from kdjax.training.step import TrainState
+from kdjax.training.augmentation import Augment, Views
+from kdjax.training.epochs import cached
+from kdjax.training.feeds import Feed, feed
+from kdjax.training.logs import MetricsLog, Progress
+from kdjax.training.nonfinite import skip_nonfinite as skipping_problem
+from kdjax.training.sharding import shard
+from kdjax.training.step import Problem, TrainState
+
+_BEST_IS = {
+    **dict.fromkeys(('accuracy', 'binary_accuracy', 'agreement', 'intersection_over_union', 'average_precision'), 'max'),
+    **dict.fromkeys(('loss', 'nll', 'perplexity', 'calibration_error', 'squared_error', 'absolute_error'), 'min'),
+}
+
+
+# Cached, so that a problem is compiled once for all its runs.
+_skipping = functools.lru_cache(maxsize=8)(skipping_problem)
 
 
 class Fitted(NamedTuple):
     """What training ends with.
 
     Attributes:
-      state: the state after the last epoch.
-      best_variables: the student's variables after the best epoch, by validation; those of the last without validation.
-      best_epoch: its number, from 1; of equals the last.
-      resumed_from: the number of whole epochs that this call found done, 0 for a fresh run.
+      state: the state after the last step.
+      best_variables: the student's variables where validation found them best; those of the last step without validation.
+      best_step: the number of steps behind them; of equals the last.
+      resumed_from: the number of steps that this call found done, 0 for a fresh run.
     """
 
     state: TrainState
     best_variables: dict[str, Any]
-    best_epoch: int
+    best_step: int
     resumed_from: int
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The student's variables after the last step."""
+        return self.state.variables
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN; the message says at which step and in which term."""
+    """The loss, its gradient or a parameter became infinite or NaN; the message says at which step and in which term."""
 
 
 def fit(
-    epoch: Epoch,
-    state: TrainState,
-    teacher_variables: Variables | None,
-    data: Batch,
+    problem: Problem,
+    data: Any,
+    teacher_variables: Variables | None = None,
     *,
-    epochs: int,
-    validate: Callable[[Variables], dict[str, Average]] | None = None,
-    variables_of: Callable[[TrainState], dict[str, Any]] = operator.attrgetter('variables'),
+    key: jax.Array,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    validate: Callable[[Variables], Mapping[str, Average | float]] | None = None,
     monitor: str = 'accuracy',
+    mode: Literal['min', 'max'] | None = None,
     target: float | None = None,
-    every: int = 1,
+    patience: int | None = None,
+    every: float | None = None,
     directory: str | pathlib.Path | None = None,
     log: str | pathlib.Path | None = None,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
     name: str = 'train',
-    progress: bool = True,
+    mesh: Mesh | None = None,
+    augment: Augment | None = None,
+    views: Views | None = None,
+    workers: int = 0,
+    student_variables: Variables | None = None,
+    variables_of: Callable[[TrainState], dict[str, Any]] = operator.attrgetter('variables'),
     skip_nonfinite: int = 0,
+    progress: bool = True,
 ) -> Fitted:
-    """Trains for a number of epochs in all, taking up an earlier run of the same folder where it stopped.
+    """Trains for a number of epochs or steps in all, taking up an earlier run of the same folder where it stopped.
 
-    A run may be killed at any moment, and taken up by the same call: it ends with the same numbers, bit for bit. At SIGTERM it
-    saves its state first, within an epoch too, and raises `Preempted`.
+    A run may be killed at any moment, and taken up by the same call: it ends with the same numbers, bit for bit, on as many
+    processor cores. At SIGTERM it saves its state first, and raises `Preempted`. What a problem compiles to is kept for its
+    next run.
 
     Args:
-      epoch: runs one epoch, see `training.in_memory_epoch`.
-      state: the state to start from; it is donated.
-      teacher_variables: the teacher's variables; None with `networks.nothing()`.
-      data: the training split.
+      problem: what to train, see `training.distillation`.
+      data: one of
+        - a dictionary of pytrees of arrays, `{'inputs': ..., 'labels': ...}`, [examples, ...]: it lives on the device, see
+          `training.in_memory_epoch`. Where the inputs are memory maps they are read piece by piece instead;
+        - examples that can be read in any order, dictionaries too, such as `tfds.data_source`, a `grain.MapDataset` or
+          `training.JoinedSource`: they are streamed, see `training.streaming_epoch`;
+        - batches that somebody else's loader makes, dictionaries too: torch's DataLoader, a batched grain data set, a
+          generator. A run that resumes goes on from the loader's own state if it has one that JSON can hold, and else reads and
+          leaves out what it has seen, which is only right for a loader that gives the same batches again.
+      teacher_variables: the teacher's variables; None for a problem without one.
+      key: the run's random key: of the initial student, of the order of the examples, of their augmentation and of noise.
+      batch_size: examples a step, over all devices and hosts; not needed for data in batches.
       epochs: epochs in all, those of an earlier run included.
-      validate: `validate(variables) -> metrics` on the validation split.
+      steps: steps in all, in place of epochs.
+      validate: `validate(variables) -> metrics` on the validation split: averages, as `training.evaluator` makes them, or
+        numbers.
+      monitor: the metric of `validate` that tells what is best.
+      mode: whether it is best where it is largest, `'max'`, or smallest, `'min'`; not needed for the names of `kdjax.metrics`.
+      target: value of the metric at which training stops, after the validation that reaches it.
+      patience: validations in a row without a new best after which training stops.
+      every: epochs, with `epochs=`, or steps, with `steps=`, between two validations, each followed by a checkpoint; the end
+        always has both. Parts of epochs are fine. One epoch, or a tenth of the steps, by default. The log has a line for each
+        such interval, and for each epoch.
+      directory: folder for the checkpoints; None keeps none.
+      log: file for the metrics, one JSON object a line; lines of steps that are run again are replaced. An interval that was
+        interrupted has a line for each part.
+      on_record: called with every record of the log, for TensorBoard and the like.
+      name: of this run, in the log and the progress bar.
+      mesh: devices to split each batch over, see `training.data_parallel`; state, teacher and data are laid out on it here.
+      augment: applied to every example's inputs with a key of its own.
+      views: augmented views that repeat, in place of `augment`: those that `record_teacher` has recorded.
+      workers: processes that read, for data that are streamed; 0 reads in threads.
+      student_variables: variables that the student starts from, in place of fresh ones.
       variables_of: which variables of a state are validated and kept as the best: the student's own, or
         `training.averaged_variables`.
-      monitor: the metric of `validate` that tells the best epoch, the larger the better.
-      target: value of the metric at which training stops, after the epoch that reaches it.
-      every: epochs between two validations, which are followed by a checkpoint; the last epoch always has both.
-      directory: folder for the checkpoints; None keeps none.
-      log: file for the metrics, one JSON object a line; lines of steps that are run again are replaced. An epoch that was
-        interrupted has a line for each part.
-      name: of this run, in the log and the progress bar.
-      progress: whether to show the bar, on a terminal.
-      skip_nonfinite: how many steps of this call may be skipped; `epoch` must be of a problem that `training.skip_nonfinite`
-        made.
+      skip_nonfinite: how many steps of this call may be skipped because they would make something infinite or NaN, see
+        `training.skip_nonfinite`.
+      progress: whether to show a bar on a terminal, and a line for every interval elsewhere, on stderr.
 
     Returns:
       The result.
 
     Raises:
-      ValueError: an argument is out of range, or the folder holds checkpoints of another model or of other batches.
-      NonFiniteLossError: the loss is not finite, or more steps were skipped than allowed. Nothing of that epoch is saved; the
-        last good checkpoint stays.
+      ValueError: an argument is out of range, the data are of another kind or hold values that the objective has no use for,
+        or the folder holds checkpoints of another model, of other data or of another key.
+      NonFiniteLossError: the loss, its gradient or a parameter is not finite, or more steps were skipped than allowed. Nothing
+        of that interval is saved; the last good checkpoint stays.
       OSError: a checkpoint could not be written, as on a full disk; the last good one stays.
       Preempted: SIGTERM came; the state is saved.
+
+    >>> import flax.linen as nn, jax, numpy as np, optax
+    >>> from kdjax import networks, objectives, training
+    >>> data = {'inputs': np.ones((8, 5), np.float32), 'labels': np.zeros(8, np.int32)}
+    >>> student = networks.from_linen(nn.Dense(3))
+    >>> problem = training.distillation(student, None, objectives.hard_labels(), optax.sgd(0.1))
+    >>> fitted = fit(problem, data, key=jax.random.key(0), batch_size=4, epochs=3, progress=False)
+    >>> int(fitted.state.step), fitted.best_step, sorted(fitted.variables)
+    (6, 6, ['params'])
     """
-    if epochs < 1 or every < 1:
-        raise ValueError(f'fit: epochs and every must be at least 1, got {epochs} and {every}')
-    if target is not None and validate is None:
-        raise ValueError('fit: target needs validate, which measures what is to reach it')
+    if (epochs is None) == (steps is None):
+        raise ValueError('fit: give either epochs or steps')
+    for option, value in (('epochs', epochs), ('steps', steps), ('patience', patience)):
+        if value is not None and (value < 1 or value != int(value)):
+            raise ValueError(f'fit: {option} must be a whole number of at least 1, got {value}')
+    if every is not None and not 0 < every < np.inf:
+        raise ValueError(f'fit: every must be above 0, got {every}')
     if skip_nonfinite < 0:
         raise ValueError(f'fit: skip_nonfinite must be at least 0, got {skip_nonfinite}')
-    steps = steps_per_epoch(data, epoch.batch_size)
-    settings = {'examples': count_examples(data), 'batch_size': epoch.batch_size}
+    if validate is None and (target is not None or patience is not None):
+        raise ValueError('fit: target and patience need validate, which measures what they are about')
+    sign = 1.0 if validate is None else _sign(monitor, mode)
+    if skip_nonfinite:
+        problem = cached(_skipping, problem)
+    source = feed(problem, data, batch_size=batch_size, mesh=mesh, augment=augment, views=views, workers=workers)
+    if epochs is not None and source.steps_per_epoch is None:
+        raise ValueError('fit: data that do not say how many batches they have need steps, not epochs')
+    total = steps if epochs is None else epochs * source.steps_per_epoch
+    marks = _marks(total, every, None if epochs is None else source.steps_per_epoch)
+    state = problem.init(key, source.example, student_variables=student_variables)
     teacher_variables = {} if teacher_variables is None else teacher_variables
+    if mesh is not None:
+        state, teacher_variables = shard(mesh, (state, teacher_variables))
     manager = None
     if directory is not None:
-        manager = checkpoints.checkpoint_manager(directory, monitor=None if validate is None else monitor)
+        manager = checkpoints.checkpoint_manager(
+            directory, monitor=None if validate is None else monitor, mode='max' if sign > 0 else 'min'
+        )
     try:
-        if manager is not None and (restored := checkpoints.restore_newest(manager, state, settings)) is not None:
-            _, state = restored
-        start = step = int(state.step)
-        first = start // steps
-        if start > epochs * steps:
-            raise ValueError(
-                f'{directory} holds {start / steps:g} epochs, more than the {epochs} asked for: choose another folder'
-            )
-        if target is not None and start == first * steps > 0 and compute(validate(variables_of(state)))[monitor] >= target:
-            epochs = first
-        log = _MetricsLog(log, name, start)
-        best: tuple[float, int, Any] | None = None
-        unread: list[tuple[int, int, list[dict[str, Average]]]] = []
-        skipped = 0
-        writer = jax.process_index() == 0
-        bar = tqdm(total=epochs, initial=first, desc=name, leave=False, disable=None if progress and writer else True)
-        with bar, preemption.notices(start) as stop:
-            for number in range(first + 1, epochs + 1):
-                begun = step
-                state, metrics = epoch(state, teacher_variables, data, stop, begun)
+        state, begun = _resume(manager, state, source, skip=progress)
+        if begun > total:
+            raise ValueError(f'{directory} holds {begun} steps, more than the {total} asked for: choose another folder')
+        best: tuple[float, int, Any] | None = None if begun == 0 or validate is None else _best_so_far(manager, monitor)
+        step, skipped, waited = begun, 0, 0 if best is None else len([mark for mark in marks if best[1] < mark <= begun])
+        if best is not None and begun in marks:
+            reached = target is not None and sign * manager.metrics(begun).get(monitor, np.nan) >= sign * target
+            total = begun if reached or (patience is not None and waited >= patience) else total
+        record = _recorder(MetricsLog(log, name, begun), on_record)
+        unread: list[tuple[int, list[dict[str, Average]]]] = []
+        ends = sorted({mark for mark in [*marks, *_epoch_ends(source, total)] if begun < mark <= total})
+        with Progress(name, begun, total, wanted=progress) as bar, preemption.notices(begun) as stop:
+            for end in ends:
+                first = step
+                state, metrics = source.epoch(state, teacher_variables, source.data, stop, first, end - first)
                 step += sum(len(chunk['loss'].total) for chunk in metrics)
-                unread.append((number, begun, metrics))
-                due = step == number * steps and (number % every == 0 or number == epochs)
-                stopped = stop(step)
-                # Reading waits for the device, so between checkpoints the epoch before the one that runs now is read.
+                bar.advance(step - first)
+                unread.append((first, metrics))
+                due, stopped = step in marks, stop(step)
+                # Reading waits for the device, so between checkpoints the interval before the one that runs now is read.
                 while len(unread) > (0 if due or stopped else 1):
-                    last, more = _read(*unread.pop(0), skip_nonfinite - skipped, directory)
+                    read, more = _read(*unread.pop(0), skip_nonfinite - skipped, directory)
                     skipped += more
-                    log.write(last)
-                    bar.set_postfix(loss=f'{last.get("loss", np.nan):.4f}')
-                if step == number * steps:
-                    bar.update()
+                    bar.show(record(_numbered(source, read)), line=read['step'] in marks)
                 if not due and not stopped:
                     continue
-                measured: dict[str, float] = {}
+                _check_parameters(state, step, directory)
+                measured: dict[str, Any] = {}
                 if due and validate is not None:
-                    measured = compute(validate(variables_of(state)))
-                    log.write({'epoch': number, 'step': step, **{f'validation/{key}': x for key, x in measured.items()}})
+                    measured = _numbers(validate(variables_of(state)))
+                    told = {f'validation/{each}': x for each, x in measured.items() if np.ndim(x) == 0}
+                    bar.show(record(_numbered(source, {'step': step, **told})), line=True)
                     if not np.isfinite(measured.get(monitor, np.nan)):
                         raise ValueError(
-                            f'fit: the metric {monitor!r} of epoch {number} is missing or not finite in {measured}'
+                            f'fit: the metric {monitor!r} after step {step} is missing or not finite in {measured}'
                         )
                     # Of equals the last is best, as Orbax has it.
-                    if best is None or measured[monitor] >= best[0]:
-                        # The state is donated to the next epoch, so what is kept is a copy.
-                        best = (measured[monitor], number, jax.tree.map(jnp.copy, variables_of(state)))
+                    waited += 1
+                    if best is None or sign * measured[monitor] >= sign * best[0]:
+                        waited = 0
+                        # The state is donated to the next step, so what is kept is a copy.
+                        best = (measured[monitor], step, jax.tree.map(jnp.copy, variables_of(state)))
                 if manager is not None:
-                    checkpoints.save(manager, step, state, measured, settings)
+                    scalars = {each: x for each, x in measured.items() if np.ndim(x) == 0}
+                    checkpoints.save(manager, step, state, scalars, source.settings, source.position())
                 if stop(step):
                     raise _preempted(step, manager)
-                if target is not None and measured[monitor] >= target:
+                if target is not None and sign * measured[monitor] >= sign * target:
+                    break
+                if patience is not None and waited >= patience:
                     break
         if validate is None or (manager is None and best is None):
-            return Fitted(state, variables_of(state), epochs, first)
-        if manager is None or start == 0:
-            return Fitted(state, best[2], best[1], first)
+            return Fitted(state, variables_of(state), step, begun)
+        if manager is None or begun == 0:
+            return Fitted(state, best[2], best[1], begun)
         checkpoints.wait(manager)
-        restored = checkpoints.restore_best(manager, state, settings)
+        restored = checkpoints.restore_best(manager, state)
         if restored is None:
-            raise ValueError(f'{directory} was trained without validation, so it has no best epoch: choose another folder')
-        return Fitted(state, variables_of(restored[1]), restored[0] // steps, first)
+            raise ValueError(f'{directory} was trained without validation, so nothing in it is best: choose another folder')
+        return Fitted(state, variables_of(restored[1]), restored[0], begun)
     finally:
         if manager is not None:
             checkpoints.close(manager)
 
 
-def _read(
-    number: int, begun: int, metrics: list[dict[str, Average]], allowed: int, directory: Any
-) -> tuple[dict[str, Any], int]:
-    """Fetches the metrics of an epoch's steps, makes sure that they are finite, and averages them; counts skipped steps."""
+def _sign(monitor: str, mode: str | None) -> float:
+    """1 where the monitored metric is best where it is largest, -1 where it is smallest."""
+    known = 'max' if monitor.startswith('top_') else _BEST_IS.get(monitor)
+    if mode is None and known is None:
+        raise ValueError(f"fit: is {monitor!r} best where it is largest or smallest? Give mode='max' or mode='min'")
+    if mode not in (None, 'min', 'max'):
+        raise ValueError(f"fit: mode must be 'min' or 'max', got {mode!r}")
+    return 1.0 if (mode or known) == 'max' else -1.0
+
+
+def _marks(total: int, every: float | None, steps_per_epoch: int | None) -> set[int]:
+    """The steps after which the student is validated and saved."""
+    if steps_per_epoch is None:
+        between = max(1.0, total / 10) if every is None else every
+    else:
+        between = steps_per_epoch * (1 if every is None else every)
+    return {max(1, round(i * between)) for i in range(1, int(total / between) + 1)} | {total}
+
+
+def _epoch_ends(source: Feed, total: int) -> range:
+    return range(0) if source.steps_per_epoch is None else range(source.steps_per_epoch, total + 1, source.steps_per_epoch)
+
+
+def _resume(manager: Any, state: TrainState, source: Feed, *, skip: bool) -> tuple[TrainState, int]:
+    """The newest state in the folder, if there is one, with the data where it left them; and the number of its steps."""
+    restored = None if manager is None else checkpoints.restore_run(manager, state, source.settings)
+    if restored is None:
+        return state, 0
+    begun, found, position = restored
+    if not np.array_equal(jax.random.key_data(found.key), jax.random.key_data(state.key)):
+        raise ValueError(
+            f'{manager.directory} holds a run with another key, whose steps were other batches: choose another folder'
+        )
+    source.seek(begun, position, skip)
+    return found, begun
+
+
+def _best_so_far(manager: Any, monitor: str) -> tuple[float, int, None] | None:
+    """What an earlier run found best, so that patience goes on where it was; the variables are in the folder."""
+    step = manager.best_step()
+    measured = {} if step is None else manager.metrics(step) or {}
+    return (measured[monitor], step, None) if monitor in measured else None
+
+
+def _recorder(
+    log: MetricsLog, on_record: Callable[[dict[str, Any]], None] | None
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def record(measured: dict[str, Any]) -> dict[str, Any]:
+        log.write(measured)
+        if on_record is not None and jax.process_index() == 0:
+            on_record(measured)
+        return measured
+
+    return record
+
+
+def _numbered(source: Feed, measured: dict[str, Any]) -> dict[str, Any]:
+    """The record with the number of the epoch that its last step was in, from 1."""
+    if source.steps_per_epoch is None:
+        return measured
+    return {'epoch': -(-measured['step'] // source.steps_per_epoch), **measured}
+
+
+def _numbers(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Averages divided, numbers as they are."""
+    return {name: compute({name: x})[name] if isinstance(x, tuple) else float(x) for name, x in measured.items()}
+
+
+def _read(begun: int, metrics: list[dict[str, Average]], allowed: int, directory: Any) -> tuple[dict[str, Any], int]:
+    """Fetches the metrics of some steps, makes sure that they are finite, and averages them; counts skipped steps."""
     fetched = jax.device_get(metrics)
     series = {key: Average(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]}
+    kept = _kept(directory)
     losses = series['loss'].total
-    kept = 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
-    if not np.isfinite(losses).all():
-        at = int(np.argmax(~np.isfinite(losses)))
+    finite = np.isfinite(losses) & np.isfinite(series['gradient_norm'].total if 'gradient_norm' in series else 0.0)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        if np.isfinite(losses[at]):
+            raise NonFiniteLossError(f'the gradient is not finite at step {begun + at}, though the loss is; {kept}')
         terms = [key for key in series if f'{key}/weighted' in series and not np.isfinite(series[key].total[at])]
         culprit = f'term {", ".join(terms)}' if terms else 'the sum of the terms'
         raise NonFiniteLossError(f'the loss is not finite at step {begun + at}, from {culprit}; {kept}')
-    skipped = np.zeros(len(losses))
-    if 'skipped' in series:
-        skipped = series['skipped'].total
-    elif allowed:
-        raise ValueError('fit: skip_nonfinite needs an epoch of a problem that training.skip_nonfinite made')
+    skipped = series['skipped'].total if 'skipped' in series else np.zeros(1)
     if skipped.sum() > allowed:
         at = int(np.argmax(np.cumsum(skipped) > allowed))
         raise NonFiniteLossError(f'step {begun + at} is not finite, and no more steps may be skipped; {kept}')
     averages = compute({key: Average(*(x.astype(np.float64).sum(axis=0) for x in mean)) for key, mean in series.items()})
-    return {'epoch': number, 'step': begun + len(losses), **averages}, int(skipped.sum())
+    return {'step': begun + len(losses), **averages}, int(skipped.sum())
+
+
+def _check_parameters(state: TrainState, step: int, directory: Any) -> None:
+    """Raises where an update has made a parameter infinite or NaN, which the loss of that step cannot show yet."""
+    if not bool(_all_finite(state.params)):
+        raise NonFiniteLossError(f'a parameter is not finite after step {step}; {_kept(directory)}')
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    floating = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floating]))
+
+
+def _kept(directory: Any) -> str:
+    return 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
 
 
 def _preempted(step: int, manager: Any) -> preemption.Preempted:
@@ -206,31 +361,3 @@ def _preempted(step: int, manager: Any) -> preemption.Preempted:
     return preemption.Preempted(
         f'stopped by SIGTERM at step {step}, which is saved in {manager.directory}: the same command resumes there'
     )
-
-
-class _MetricsLog:
-    """A file of JSON lines that several runs share; a run that resumes drops its own lines after the step it resumes from."""
-
-    def __init__(self, path: str | pathlib.Path | None, name: str, resume_from: int) -> None:
-        self.path = None if path is None or jax.process_index() != 0 else pathlib.Path(path)
-        self.name = name
-        if self.path is None or not self.path.exists():
-            return
-        lines = self.path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if not self._is_stale(line, resume_from)]
-        if len(kept) < len(lines):
-            partial = self.path.with_name(self.path.name + '.partial')
-            partial.write_text(''.join(kept))
-            partial.replace(self.path)
-
-    def _is_stale(self, line: str, resume_from: int) -> bool:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            return True  # A run that was killed may have left half a line.
-        return record['run'] == self.name and record['step'] > resume_from
-
-    def write(self, record: dict[str, Any]) -> None:
-        if self.path is not None:
-            with self.path.open('a') as file:
-                file.write(json.dumps({'run': self.name, **record}) + '\n')

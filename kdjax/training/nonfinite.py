@@ -47,7 +47,7 @@ def skip_nonfinite(problem: Problem) -> Problem:
         metrics['skipped'] = Average(1.0 - finite.astype(jnp.float32), jnp.float32(1.0))
         return state._replace(step=new.step, key=new.key), metrics
 
-    return Problem(problem.init, step)
+    return problem._replace(step=step)
 
 
 def _stays_finite(before: jax.Array, after: Any) -> jax.Array:

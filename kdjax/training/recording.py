@@ -11,7 +11,6 @@ they were made of.
 """
 
 import contextlib
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterable
@@ -22,11 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.lib import format as npy
 
-from kdjax import losses, paths
-from kdjax.batches import Batch, check_batch
+from kdjax import losses
+from kdjax.batches import Batch, check_batch, count_examples
 from kdjax.networks import Network, Variables
-from kdjax.training.augmentation import RECORDED, Views, augmented, check_augmentation
-from kdjax.training.epochs import count_examples
+from kdjax.training import fingerprints
+from kdjax.training.augmentation import (
+    RECORDED,
+    RECORDED_VIEWS,
+    Views,
+    augmented,
+    check_augmentation,
+    describe_views,
+    identify_views,
+)
 from kdjax.training.streaming import Source, stack_examples
 
 
@@ -52,7 +59,8 @@ def record_teacher(
     Args:
       teacher: the network; it runs with `train=False`.
       variables: its variables.
-      data: `'inputs'` [examples, ...], which may be a memory map, or a `Source`; other entries are not used. It is read twice.
+      data: `'inputs'`, a pytree of arrays [examples, ...], which may be memory maps, or a `Source`; other entries are not used.
+        It is read twice.
       folder: where to write; made if it is not there.
       batch_size: examples at a time; the last batch is filled up, so that all have one shape.
       views: the augmented views to record; None records the inputs as they are.
@@ -64,8 +72,8 @@ def record_teacher(
       What `recorded_teacher` reads, to be merged into the data.
 
     Raises:
-      ValueError: the folder holds the recording of another teacher, other data or other settings, an argument is out of range,
-        or there is a logit that the dtype cannot hold. What `augment` does is not compared.
+      ValueError: the folder holds the recording of another teacher, of the same variables in another network or precision, of
+        other data, views or settings, an argument is out of range, or there is a logit that the dtype cannot hold.
 
     >>> import flax.linen as nn, tempfile
     >>> from kdjax import networks
@@ -75,23 +83,25 @@ def record_teacher(
     ...     record_teacher(teacher, variables, data, folder)['teacher_logits'].shape
     (10, 3)
     """
-    folder, dtype, read, examples = pathlib.Path(folder), np.dtype(dtype), _reader(data), count_examples(data)
+    folder, dtype, (read, examples) = pathlib.Path(folder), np.dtype(dtype), _reader(data)
     if dtype not in (np.float16, np.float32):
         raise ValueError(f'record_teacher: dtype must be float32 or float16, got {dtype}')
     if batch_size < 1 or not examples:
         raise ValueError(f'record_teacher: batch_size and examples must be at least 1, got {batch_size} and {examples}')
     check_augmentation(None, views)
     settings = {
-        'data': _fingerprint_of_inputs(data),
-        'variables': _fingerprint(variables),
-        'views': _describe(views),
+        'data': fingerprints.of_examples(read, examples),
+        'variables': fingerprints.of_arrays(variables),
+        'views': describe_views(views),
         'top_k': top_k,
         'temperature': None if top_k is None else temperature,
         'dtype': dtype.name,
     }
-    if (folder / 'manifest.json').exists():
-        _check_settings(folder, _read_manifest(folder)['settings'], settings)
-        return recorded_teacher(folder)
+    finished = _read_manifest(folder)['settings'] if (folder / 'manifest.json').exists() else None
+    if finished is not None:
+        _check_settings(folder, finished, settings)
+        # The program is compared for batches of one size, and how large they are does not matter.
+        batch_size = finished.get('batch_size', batch_size)
 
     @jax.jit
     def predict(variables: Variables, inputs: Any, indices: Any, view: Any) -> dict[str, jax.Array]:
@@ -102,6 +112,13 @@ def record_teacher(
         if top_k is None:
             return {'teacher_logits': logits.astype(np.float32)}
         return dict(zip(RECORDED[1:], losses.top_k_logits(logits, top_k, temperature=temperature), strict=True))
+
+    first = np.minimum(np.arange(batch_size), examples - 1)
+    program = predict.trace(variables, read(first), first.astype(np.int32), np.int32(0)).jaxpr
+    settings |= {'batch_size': batch_size, 'program': fingerprints.of_program(program)}
+    if finished is not None:
+        _check_settings(folder, finished, settings)
+        return recorded_teacher(folder)
 
     def predict_batch(start: int) -> dict[str, np.ndarray]:
         indices = np.minimum(np.arange(start, start + batch_size), examples - 1)
@@ -138,7 +155,8 @@ def recorded_teacher(
 
     Returns:
       Read-only memory maps, to be merged into the data: `'teacher_logits'` [examples, ..., classes], or `'top_logits'` and
-      `'top_indices'` [examples, ..., k] and `'rest'` [examples, ...]; with views [examples, views, ...].
+      `'top_indices'` [examples, ..., k] and `'rest'` [examples, ...]; with views [examples, views, ...]. Beside them
+      `'recorded_views'` [examples], a number for the views, by which training knows whether it shows the student the same.
 
     Raises:
       ValueError: the recording is unfinished, damaged, or of something else.
@@ -146,13 +164,15 @@ def recorded_teacher(
     folder = pathlib.Path(folder)
     manifest = _read_manifest(folder)
     given = {
-        'data': None if data is None else _fingerprint_of_inputs(data),
-        'variables': None if variables is None else _fingerprint(variables),
-        'views': _describe(views),
+        'data': None if data is None else fingerprints.of_examples(*_reader(data)),
+        'variables': None if variables is None else fingerprints.of_arrays(variables),
+        'views': describe_views(views),
         'temperature': temperature,
     }
     _check_settings(folder, manifest['settings'], {name: value for name, value in given.items() if value is not None})
-    return {name: _open_array(folder / f'{name}.npy', wanted) for name, wanted in manifest['arrays'].items()}
+    arrays = {name: _open_array(folder / f'{name}.npy', wanted) for name, wanted in manifest['arrays'].items()}
+    examples = len(next(iter(arrays.values())))
+    return {**arrays, RECORDED_VIEWS: np.broadcast_to(identify_views(manifest['settings'].get('views')), examples)}
 
 
 def _write_arrays(folder: pathlib.Path, batches: Iterable[dict[str, np.ndarray]], examples: int) -> dict[str, Any]:
@@ -197,17 +217,16 @@ def _open_array(file: pathlib.Path, wanted: dict[str, Any]) -> np.ndarray:
 
 def _check_settings(folder: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
-        if found.get(name) != value:
+        if found.get(name) == value:
+            continue
+        if name == 'program':
             raise ValueError(
-                f'{folder} was recorded with other {name}: {found.get(name)} there, {value} here; choose another folder'
+                f'{folder} was recorded by another program (network, precision, augmentation or version of jax): choose '
+                'another folder; recorded_teacher opens it as it is'
             )
-
-
-def _describe(views: Views | None) -> dict[str, Any] | None:
-    if views is None:
-        return None
-    key = [str(jax.random.key_impl(views.key)), *np.asarray(jax.random.key_data(views.key)).tolist()]
-    return {'key': key, 'number': views.number}
+        raise ValueError(
+            f'{folder} was recorded with other {name}: {found.get(name)} there, {value} here; choose another folder'
+        )
 
 
 def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -221,32 +240,15 @@ def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return stored
 
 
-def _reader(data: Batch | Source) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that reads the inputs of the examples with some indices."""
+def _reader(data: Batch | Source) -> tuple[Callable[[np.ndarray], Any], int]:
+    """A function that reads the inputs of the examples with some indices, and the number of examples."""
+    if isinstance(data, dict):
+        check_batch(data)
+        return lambda indices: jax.tree.map(lambda leaf: np.asarray(leaf[indices]), data['inputs']), count_examples(data)
 
-    def read(indices: np.ndarray) -> np.ndarray:
+    def read(indices: np.ndarray) -> Any:
         batch, _ = stack_examples(data, indices)
         check_batch(batch)
         return batch['inputs']
 
-    if not isinstance(data, dict):
-        return read
-    check_batch(data)
-    return lambda indices: np.asarray(data['inputs'][indices])
-
-
-def _fingerprint_of_inputs(data: Batch | Source) -> str:
-    """SHA-256 of the inputs, read piece by piece, the same for arrays and for a source."""
-    digest, read, examples = hashlib.sha256(), _reader(data), count_examples(data)
-    for start in range(0, examples, 1024):
-        part = read(np.arange(start, min(start + 1024, examples)))
-        digest.update(f'{part.shape} {part.dtype}\n'.encode() + part.tobytes())
-    return digest.hexdigest()
-
-
-def _fingerprint(tree: Any) -> str:
-    """SHA-256 of the arrays of a tree, with their paths, shapes and dtypes."""
-    digest = hashlib.sha256()
-    for path, leaf in sorted(paths.leaves_with_paths(jax.device_get(tree)).items()):
-        digest.update(f'{path} {leaf.shape} {leaf.dtype}\n'.encode() + np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+    return read, len(data)

@@ -13,6 +13,9 @@ gets its own share of each batch. Steps outside `in_memory_epoch` are those of `
 This replaces `jax.pmap`. There, every array had a leading axis of devices, the function saw one device's share, and means
 over the batch had to be written as `psum`. Here arrays keep their shapes, the function sees the whole batch, and `jit`
 splits the work: batch statistics and losses that relate examples to each other come out as on one device.
+
+Any mesh with an axis `'data'` or `'fsdp'` will do. One with Explicit axes, as `jax.make_mesh` makes them, stands for the same
+one with Auto axes: a step is to look the same on one device and on many, and the layout is XLA's to choose.
 """
 
 import functools
@@ -75,7 +78,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     >>> [tuple(sharding.spec) for sharding in shardings(mesh, [np.zeros((3, 256, 512)), np.zeros(512)])]
     [(None, None, 'fsdp'), ()]
     """
-    parts = mesh.shape.get('fsdp', 1)
+    mesh, parts = _automatic(mesh), mesh.shape.get('fsdp', 1)
 
     def layout(leaf: Any) -> NamedSharding:
         shape = np.shape(leaf)
@@ -98,7 +101,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
     What `shard` has split over several hosts is whole again on each, so that `jax.device_get` can fetch it.
     """
-    return jax.tree.map(lambda leaf: _put(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+    return jax.tree.map(lambda leaf: _put(leaf, _replicated(mesh)), tree)
 
 
 def shard_batch(mesh: Mesh, batch: Batch) -> Batch:
@@ -123,7 +126,7 @@ def batch_from_hosts(mesh: Mesh, share: Batch) -> Batch:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How a batch is laid out: split over all devices along its first axis."""
-    return NamedSharding(mesh, PartitionSpec(_batch_axes(mesh)))
+    return NamedSharding(_automatic(mesh), PartitionSpec(_batch_axes(mesh)))
 
 
 def check_divisible(mesh: Mesh, batch_size: int) -> None:
@@ -138,7 +141,7 @@ def check_divisible(mesh: Mesh, batch_size: int) -> None:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh of several devices on which the arrays of a tree live, None if there is none."""
     found = (getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree))
-    return next((each.mesh for each in found if isinstance(each, NamedSharding) and each.mesh.size > 1), None)
+    return next((_automatic(each.mesh) for each in found if isinstance(each, NamedSharding) and each.mesh.size > 1), None)
 
 
 def distribute(mesh: Mesh, problem: Problem) -> Problem:
@@ -169,10 +172,19 @@ def distribute(mesh: Mesh, problem: Problem) -> Problem:
         batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
         state, metrics = problem.step(state, teacher_variables, batch)
         # Metrics that every device has can be read on every host.
-        metrics = jax.lax.with_sharding_constraint(metrics, NamedSharding(mesh, PartitionSpec()))
+        metrics = jax.lax.with_sharding_constraint(metrics, _replicated(mesh))
         return jax.lax.with_sharding_constraint(state, shardings(mesh, state)), metrics
 
-    return Problem(init, step)
+    return problem._replace(init=init, step=step)
+
+
+def _automatic(mesh: Mesh) -> Mesh:
+    """The same mesh with Auto axes, on which arrays have types without shardings, as a step written for one device expects."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def _replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(_automatic(mesh), PartitionSpec())
 
 
 def _batch_axes(mesh: Mesh) -> tuple[str, ...]:

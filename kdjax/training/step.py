@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax import networks
-from kdjax.batches import Batch, check_batch
-from kdjax.metrics import Average
-from kdjax.networks import Network, Variables
+from kdjax.batches import Batch, check_batch, take_examples
+from kdjax.metrics import Average, mean
+from kdjax.networks import Network, Outputs, Variables
 from kdjax.objectives import Objective
+from kdjax.pruning import check_outermost
+from kdjax.training.freezing import keep_frozen_state
 
 
 class TrainState(NamedTuple):
@@ -45,20 +46,23 @@ class TrainState(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A training problem as two functions.
+    """A training problem: student, teacher, objective and optimizer as pure functions of state and batch.
 
     Attributes:
       init: `init(key, batch, *, student_variables=None) -> TrainState`; a student that starts from given variables gets a copy.
       step: `step(state, teacher_variables, batch) -> (state, metrics)`, jitted; the state is donated, the teacher never is.
+      check: `check(data, batch_size)` raises a ValueError for values in the data that the objective has no use for, such as a
+        label beyond the classes. A traced step can only make the loss NaN of them.
     """
 
     init: Callable[..., TrainState]
     step: Callable[[TrainState, Variables, Batch], tuple[TrainState, dict[str, Average]]]
+    check: Callable[[Batch, int], None] = lambda data, batch_size: None
 
 
 def distillation(
     student: Network,
-    teacher: Network,
+    teacher: Network | None,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
@@ -72,17 +76,19 @@ def distillation(
 
     Args:
       student: the network that learns.
-      teacher: the network that it learns from; `networks.nothing()` for a student that learns alone, or see `supervised`.
+      teacher: the network that it learns from; None for a student that learns alone, such as a teacher itself.
       objective: what it learns.
       optimizer: updates the student's parameters.
       objective_optimizer: updates the objective's parameters, if it has any: connectors are helpers that are neither pruned nor
         decayed with the student. Adam at 1e-3 by default.
 
     Returns:
-      The `Problem`.
+      The `Problem`. Its metrics are the objective's, `'gradient_norm'`, the L2 norm of the gradient of the student's
+      parameters, and, where the optimizer tells it as `optax.inject_hyperparams` does, `'learning_rate'`.
 
     Raises:
-      ValueError: from `init`: the objective needs what the networks or the batch lack, or shapes do not fit.
+      ValueError: from `init`: the objective needs what the networks or the batch lack, shapes do not fit, or `pruning.prune` is
+        not the last in its chain.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> from kdjax import networks, objectives
@@ -93,11 +99,22 @@ def distillation(
     >>> state = problem.init(jax.random.key(0), batch)
     >>> teacher_variables = network.init(jax.random.key(1), batch['inputs'])
     >>> state, metrics = problem.step(state, teacher_variables, batch)
-    >>> int(state.step), sorted(metrics)[:3]
-    (1, ['hard_labels', 'hard_labels/weighted', 'loss'])
+    >>> int(state.step), sorted(metrics)[:4]
+    (1, ['gradient_norm', 'hard_labels', 'hard_labels/weighted', 'loss'])
     """
     if objective_optimizer is None:
         objective_optimizer = optax.adam(1e-3)
+
+    def output_shapes(student_variables: Variables, inputs: Any) -> tuple[Outputs, Outputs]:
+        key = jax.random.key(0)
+        student_shapes = jax.eval_shape(
+            lambda variables, inputs: student.apply(variables, inputs, train=True, rng=key)[0], student_variables, inputs
+        )
+        if teacher is None:
+            return student_shapes, Outputs(None)
+        return student_shapes, jax.eval_shape(
+            lambda inputs: teacher.apply(teacher.init(key, inputs), inputs, train=False)[0], inputs
+        )
 
     def init(key: jax.Array, batch: Batch, *, student_variables: Variables | None = None) -> TrainState:
         check_batch(batch)
@@ -106,20 +123,15 @@ def distillation(
             student_variables = student.init(student_key, batch['inputs'])
         params = student_variables['params']
         shapes = jax.eval_shape(lambda x: x, batch)
-        student_shapes = jax.eval_shape(
-            lambda variables, inputs: student.apply(variables, inputs, train=True, rng=jax.random.key(0))[0],
-            student_variables,
-            shapes['inputs'],
-        )
-        teacher_shapes = jax.eval_shape(
-            lambda inputs: teacher.apply(teacher.init(jax.random.key(0), inputs), inputs, train=False)[0], shapes['inputs']
-        )
+        student_shapes, teacher_shapes = output_shapes(student_variables, shapes['inputs'])
         objective_params, objective_state = objective.init(objective_key, student_shapes, teacher_shapes, shapes)
+        opt_state = optimizer.init(params)
+        check_outermost(opt_state)
         state = TrainState(
             step=jnp.int32(0),
             params=params,
             model_state={name: value for name, value in student_variables.items() if name != 'params'},
-            opt_state=optimizer.init(params),
+            opt_state=opt_state,
             objective_params=objective_params,
             objective_state=objective_state,
             objective_opt_state=objective_optimizer.init(objective_params),
@@ -132,8 +144,10 @@ def distillation(
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Average]]:
         check_batch(batch)
-        teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
-        teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
+        teacher_outputs = Outputs(None)
+        if teacher is not None:
+            teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
+            teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
         rng = jax.random.fold_in(state.key, state.step)
 
         def loss_function(params: Any, objective_params: Any) -> tuple[jax.Array, tuple[Any, Any, dict[str, Average]]]:
@@ -148,6 +162,7 @@ def distillation(
         (grads, objective_grads), (new_state, objective_state, metrics) = gradient(state.params, state.objective_params)
         # optax's Adam promotes dtypes implicitly, which would fail for users who forbid that in their own code.
         with jax.numpy_dtype_promotion('standard'):
+            metrics['gradient_norm'] = mean(optax.tree.norm(grads))
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             objective_updates, objective_opt_state = objective_optimizer.update(
                 objective_grads, state.objective_opt_state, state.objective_params
@@ -155,18 +170,34 @@ def distillation(
         new = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
-            model_state=new_state,
+            model_state=keep_frozen_state(opt_state, state.model_state, new_state),
             opt_state=opt_state,
             objective_params=optax.apply_updates(state.objective_params, objective_updates),
             objective_state=objective_state,
             objective_opt_state=objective_opt_state,
             key=state.key,
         )
-        return new, metrics
+        rate = _learning_rate(opt_state)
+        return new, metrics if rate is None else {**metrics, 'learning_rate': mean(rate)}
 
-    return Problem(init, step)
+    def check(data: Batch, batch_size: int) -> None:
+        check_batch(data)
+        shapes = jax.eval_shape(lambda x: x, take_examples(data, slice(0, batch_size)))
+        variables = jax.eval_shape(student.init, jax.random.key(0), shapes['inputs'])
+        if hasattr(objective, 'check'):
+            objective.check(*output_shapes(variables, shapes['inputs']), data)
+
+    return Problem(init, step, check)
+
+
+def _learning_rate(opt_state: optax.OptState) -> jax.Array | None:
+    """What `optax.inject_hyperparams` says of the step's learning rate, wherever it stands in a chain."""
+    injected = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
+    states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, injected))
+    rates = [x.hyperparams['learning_rate'] for x in states if isinstance(x, injected) and 'learning_rate' in x.hyperparams]
+    return rates[0] if rates else None
 
 
 def supervised(network: Network, objective: Objective, optimizer: optax.GradientTransformation) -> Problem:
-    """Trains a network without a teacher, as `distillation` from `networks.nothing()`: a teacher itself, or a baseline."""
-    return distillation(network, networks.nothing(), objective, optimizer)
+    """Trains a network without a teacher."""
+    return distillation(network, None, objective, optimizer)

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax.batches import Batch
+from kdjax import paths
+from kdjax.batches import Batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, in_view
-from kdjax.training.epochs import Epoch, count_examples, steps_per_epoch, stream
+from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
+from kdjax.training.epochs import Epoch, Stop, cached, steps_per_epoch, stream
 from kdjax.training.sharding import check_divisible, distribute, shard_batch
 from kdjax.training.step import Problem, TrainState
 
@@ -35,7 +36,7 @@ class Source(Protocol):
         """Number of examples."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example, a dictionary of arrays: `'inputs'` and perhaps `'labels'`."""
+        """One example, a dictionary of pytrees of arrays: `'inputs'` and perhaps `'labels'`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +47,15 @@ class JoinedSource:
       source: the examples.
       arrays: further entries [examples, ...]; memory maps are read where they are, and are not sent to workers.
 
-    >>> JoinedSource([{'inputs': 1.0}, {'inputs': 2.0}], {'rest': [5.0, 6.0]})[1]
-    {'inputs': 2.0, 'rest': 6.0}
+    >>> JoinedSource([{'inputs': 1.0}, {'inputs': 2.0}], {'rest': np.array([5, 6])})[1]
+    {'inputs': 2.0, 'rest': np.int64(6)}
     """
 
     source: Source
     arrays: Batch
 
     def __post_init__(self) -> None:
-        sizes = {name: len(array) for name, array in self.arrays.items()}
+        sizes = {name: len(leaf) for name, array in self.arrays.items() for leaf in jax.tree.leaves(array)}
         if set(sizes.values()) != {len(self.source)}:
             raise ValueError(f'JoinedSource: the source has {len(self.source)} examples, and the arrays have {sizes}')
 
@@ -64,7 +65,7 @@ class JoinedSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One example."""
-        return {**self.source[index], **{name: array[index] for name, array in self.arrays.items()}}
+        return {**self.source[index], **jax.tree.map(lambda array: array[index], self.arrays)}
 
 
 def streaming_epoch(
@@ -104,15 +105,10 @@ def streaming_epoch(
     put = jax.device_put
     if mesh is not None:
         check_divisible(mesh, batch_size)
-        problem = distribute(mesh, problem)
         put = functools.partial(shard_batch, mesh)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def dispatch(state: TrainState, teacher_variables: Variables, batch: Batch, indices: jax.Array, number: jax.Array) -> Any:
-        key = stream(state.key, 'augment')
-        inputs = augmented(batch['inputs'], indices, number, augment=augment, key=key, views=views)
-        state, metrics = problem.step(state, teacher_variables, {**batch, 'inputs': inputs})
-        return state, jax.tree.map(lambda x: x[None], metrics)
+    fixed = None if views is None else (views.augment, views.number)
+    dispatch = cached(_dispatcher, problem, augment, fixed, mesh)
+    views_key = None if views is None else views.key
 
     # At most one: what goes on reading where the last epoch ended, by data, which it holds, order and step.
     reading: dict[tuple[int, int, int], Iterator[Any]] = {}
@@ -122,29 +118,50 @@ def streaming_epoch(
             reading.popitem()[1].close()
 
     def run(
-        state: TrainState, teacher_variables: Variables, data: Any, stop: Callable[[], bool] | None, start: int
+        state: TrainState, teacher_variables: Variables | None, data: Any, stop: Stop | None, begin: int, limit: int | None
     ) -> tuple[TrainState, list[dict[str, Average]]]:
+        check_recorded(data, augment, views)
         steps = steps_per_epoch(data, batch_size)
         seed = int(jax.random.bits(stream(state.key, 'shuffle')))
-        batches = reading.pop((id(data), seed, start), None)
+        batches = reading.pop((id(data), seed, begin), None)
         if batches is None:
             close()
-            batches = read_batches(data, batch_size, seed=seed, start=start, workers=workers, put=put, views=views)
+            batches = read_batches(data, batch_size, seed=seed, start=begin, workers=workers, put=put, views=views)
         metrics: list[dict[str, Average]] = []
-        for step in range(start, (start // steps + 1) * steps):
+        end = (begin // steps + 1) * steps
+        for step in range(begin, end if limit is None else min(end, begin + limit)):
             batch, indices = next(batches)
-            state, some = dispatch(state, teacher_variables, batch, indices, np.int32(step // steps))
+            state, some = dispatch(state, teacher_variables, batch, indices, np.int32(step // steps), views_key)
             metrics.append(some)
             if len(metrics) >= AHEAD:
                 # Else a fast reader would fill the device with batches that wait for their step.
                 jax.block_until_ready(metrics[-AHEAD])
             if stop is not None and stop():
                 break
-        reading[id(data), seed, start + len(metrics)] = batches
+        reading[id(data), seed, begin + len(metrics)] = batches
         return state, metrics
 
     weakref.finalize(run, close)
     return Epoch(run, batch_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _dispatcher(problem: Problem, augment: Augment | None, fixed: tuple[Augment, int] | None, mesh: Mesh | None) -> Any:
+    """The jitted step on a batch that was read; cached, so that a problem is compiled once for all its runs."""
+    if mesh is not None:
+        problem = distribute(mesh, problem)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def dispatch(
+        state: TrainState, teacher_variables: Any, batch: Batch, indices: jax.Array, number: jax.Array, views_key: Any
+    ) -> Any:
+        views = None if fixed is None else Views(fixed[0], views_key, fixed[1])
+        key = stream(state.key, 'augment')
+        inputs = augmented(batch['inputs'], indices, number, augment=augment, key=key, views=views)
+        state, metrics = problem.step(state, teacher_variables, {**batch, 'inputs': inputs})
+        return state, jax.tree.map(lambda x: x[None], metrics)
+
+    return dispatch
 
 
 def read_batches(
@@ -182,7 +199,7 @@ def read_batches(
 
     def next_batch(number: int) -> tuple[Batch, jax.Array]:
         batch, indices = next(records)
-        batch = {**batch, **{name: np.asarray(array[indices]) for name, array in arrays.items()}}
+        batch = {**batch, **jax.tree.map(lambda array: np.asarray(array[indices]), arrays)}
         if 'inputs' not in batch:
             raise ValueError(f"an example needs 'inputs', got {', '.join(sorted(batch))}: map the source to these names")
         if views is not None:
@@ -229,11 +246,18 @@ def stack_examples(source: Source | None, indices: np.ndarray) -> tuple[Batch, n
         return {}, indices
     read = getattr(source, '__getitems__', None)
     examples = [source[int(i)] for i in indices] if read is None else read(indices.tolist())
-    batch = {}
-    for name in examples[0]:
-        arrays = [np.asarray(example[name]) for example in examples]
+    if not isinstance(examples[0], dict):
+        raise ValueError(
+            "an example must be a dictionary {'inputs': ..., 'labels': ...}, got "
+            f'{type(examples[0]).__name__}: map the source'
+        )
+
+    def stack(path: Any, *leaves: Any) -> np.ndarray:
+        arrays = [np.asarray(leaf) for leaf in leaves]
         shapes = {array.shape for array in arrays}
         if len(shapes) > 1:
+            name = paths.path_of(path)
             raise ValueError(f'the examples have {name!r} of {len(shapes)} shapes, such as {sorted(shapes)[:2]}')
-        batch[name] = np.stack(arrays)
-    return batch, indices
+        return np.stack(arrays)
+
+    return jax.tree_util.tree_map_with_path(stack, *examples), indices

@@ -71,4 +71,7 @@ def sweep(make: Callable[[Any], Problem], hyperparameters: Any) -> Problem:
 
         return jax.vmap(one, (0, _AXES), (_AXES, 0))(hyperparameters, state)
 
-    return Problem(init, jax.jit(step, donate_argnums=0))
+    def check(data: Batch, batch_size: int) -> None:
+        make(jax.tree.map(lambda x: x[0], hyperparameters)).check(data, batch_size)
+
+    return Problem(init, jax.jit(step, donate_argnums=0), check)

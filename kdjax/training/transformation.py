@@ -29,7 +29,7 @@ def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], 
     >>> batch = {'inputs': jnp.ones((4, 5)), 'labels': jnp.zeros(4, jnp.int32)}
     >>> state, metrics = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
     >>> sorted(metrics)
-    ['loss', 'mixed_labels', 'mixed_labels/weighted']
+    ['gradient_norm', 'loss', 'mixed_labels', 'mixed_labels/weighted']
     """
 
     def init(key: jax.Array, batch: Batch, *, student_variables: Any = None) -> TrainState:
@@ -42,4 +42,4 @@ def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], 
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 3), state.step)
         return problem.step(state, teacher_variables, transform(key, batch))
 
-    return Problem(init, step)
+    return problem._replace(init=init, step=step)

@@ -1,5 +1,6 @@
 """The student as a folder: it runs without kdjax, is small, is written whole or not at all, and notices damage."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from artefact_checks import CNN, FILES, IMAGES, random_variables
 from flax import nnx
+from token_networks import CASES
 
 from kdjax import export, models, networks
 from kdjax.quantization import quantize_weights
@@ -54,26 +56,37 @@ except ImportError:
     pass
 else:
     raise SystemExit('kdjax could be imported')
-folder, images = sys.argv[1:]
-sys.path.insert(0, folder)
+sys.path.insert(0, sys.argv[1])
+import jax
 import numpy as np
 import load
-student = load.load(folder)
-images = np.load(images)
-for size in (1, len(images)):
-    np.save(f'{folder}-{size}.npy', student(images[:size]))
+for folder in sys.argv[1:]:
+    student = load.load(folder)
+    inputs = dict(np.load(f'{folder}.npz'))
+    inputs = inputs if len(inputs) > 1 else inputs['images']
+    for size in (1, 7):
+        np.save(f'{folder}-{size}.npy', student(jax.tree.map(lambda x: x[:size], inputs)))
 """
+
+TOKENS = {'ids': np.arange(42, dtype=np.int32).reshape(7, 6) % 11, 'types': np.tile(np.array([0, 1], np.int32), (7, 3))}
 
 
 def test_it_runs_in_a_process_that_cannot_import_kdjax(saved: pathlib.Path, variables: Any, tmp_path: pathlib.Path) -> None:
-    folder = shutil.copytree(saved, tmp_path / 'elsewhere')
-    np.save(tmp_path / 'images.npy', IMAGES)
-    arguments = [sys.executable, '-c', WITHOUT_KDJAX, str(folder), str(tmp_path / 'images.npy')]
+    """An int8 network of images, and a network of tokens whose inputs are a dictionary."""
+    token_network = CASES['tokens'].network
+    token_variables = random_variables(token_network, TOKENS)
+    folders = [pathlib.Path(shutil.copytree(saved, tmp_path / 'elsewhere')), tmp_path / 'tokens']
+    export.save(folders[1], token_network, token_variables, jax.tree.map(lambda x: x[:3], TOKENS))
+    cases = [({'images': IMAGES}, logits(export.dequantizing(CNN), quantize_weights(variables), IMAGES))]
+    cases.append((TOKENS, logits(token_network, token_variables, TOKENS)))
+    for folder, (inputs, _) in zip(folders, cases, strict=True):
+        np.savez(f'{folder}.npz', **inputs)
+    arguments = [sys.executable, '-c', WITHOUT_KDJAX, *map(str, folders)]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    expected = logits(export.dequantizing(CNN), quantize_weights(variables), IMAGES)
-    for size in (1, len(IMAGES)):
-        np.testing.assert_allclose(np.load(f'{folder}-{size}.npy'), expected[:size], rtol=0, atol=1e-5)
+    for folder, (_, expected) in zip(folders, cases, strict=True):
+        for size in (1, 7):
+            np.testing.assert_allclose(np.load(f'{folder}-{size}.npy'), expected[:size], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [1, 7])
@@ -97,24 +110,35 @@ def test_the_statistics_of_batch_norm_are_exported_and_training_is_not(tmp_path:
     np.testing.assert_allclose(one_by_one, logits(network, variables, IMAGES)[:3], rtol=0, atol=1e-5)
 
 
-def test_nnx_networks_and_inputs_of_several_arrays(tmp_path: pathlib.Path) -> None:
-    class Sum(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs) -> None:
-            self.first, self.second = nnx.Linear(5, 3, rngs=rngs), nnx.Linear(2, 3, rngs=rngs)
+def test_nnx_networks(tmp_path: pathlib.Path) -> None:
+    network, inputs = networks.from_nnx(functools.partial(nnx.Linear, 5, 3)), np.ones((4, 5), np.float32)
+    variables = network.init(jax.random.key(0), inputs)
+    export.save(tmp_path / 'student', network, variables, inputs)
+    np.testing.assert_allclose(export.load(tmp_path / 'student')(inputs), logits(network, variables, inputs), rtol=0, atol=1e-5)
 
-        def __call__(self, x: dict[str, jax.Array]) -> jax.Array:
-            return self.first(x['a']) + self.second(x['b'])
 
-    network = networks.from_nnx(Sum)
-    inputs = {'a': np.ones((4, 5), np.float32), 'b': np.ones((4, 2), np.float32)}
+DESCRIBED = {
+    'floats': {'x': {'shape': ['batch', 4], 'dtype': 'float32'}, 'gate': {'shape': ['batch', 1], 'dtype': 'float32'}},
+    'a pair': [{'shape': ['batch', 3], 'dtype': 'float32'}, {'shape': ['batch', 2], 'dtype': 'float32'}],
+}
+
+
+@pytest.mark.parametrize('name', DESCRIBED)
+def test_inputs_of_several_arrays(name: str, tmp_path: pathlib.Path) -> None:
+    network, inputs, *_ = CASES[name]
     variables = network.init(jax.random.key(0), inputs)
     export.save(tmp_path / 'student', network, variables, inputs)
     student = export.load(tmp_path / 'student')
-    np.testing.assert_allclose(student(inputs), logits(network, variables, inputs), rtol=0, atol=1e-5)
-    assert student.manifest['inputs'] == {
-        'a': {'shape': ['batch', 5], 'dtype': 'float32'},
-        'b': {'shape': ['batch', 2], 'dtype': 'float32'},
-    }
+    assert student.manifest['inputs'] == DESCRIBED[name]
+    for size in (1, 7):
+        own = jax.tree.map(lambda x, size=size: np.resize(x, (size, *x.shape[1:])), inputs)
+        np.testing.assert_allclose(student(own), logits(network, variables, own), rtol=0, atol=1e-5)
+    batch = {'inputs': inputs, 'labels': np.zeros(4, np.int32)}
+    with pytest.raises(ValueError, match='same pytree structure'):
+        student(batch)
+    with pytest.raises(ValueError, match=r"^the network does not take these inputs \(.*\); .* give batch\['inputs'\]"):
+        export.save(tmp_path / 'batch', network, variables, batch)
+    assert not (tmp_path / 'batch').exists()
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])

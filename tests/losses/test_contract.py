@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -78,6 +79,11 @@ def linear_soft_targets(student, teacher, **options):
     return losses.linear_soft_targets(student, kernels[0], teacher, kernels[1], chunk=2, **options)
 
 
+def bounded_regression(student, teacher, **options):
+    """With targets at 0 and a student that is never good enough."""
+    return losses.bounded_regression(student, teacher, jnp.zeros(student.shape), margin=100.0, **options)
+
+
 CASES = {
     'soft_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'logit_mse': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
@@ -91,6 +97,8 @@ CASES = {
     'reverse_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'jensen_shannon': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'skewed_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'binary_soft_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'bounded_regression': Case((3, 6), (3, 6), (3,), (3, 6), 1, call=bounded_regression),
     'hint': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'attention_transfer': Case((3, 2, 4, 3), (3, 5, 4, 2), (3,), (3, 2, 4, 1), 2),
     'masked_generation': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
@@ -117,26 +125,28 @@ CASES = {
     'reconstruction': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'attention_distillation': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
 }
-# Losses to which the teacher's sign, or its largest logit's place, is all that counts, so that its gradient is zero.
-ON_SIGNS = {'activation_boundary', 'hard_targets'}
+# Losses to which the teacher's sign, or a comparison with it, is all that counts, so that its gradient is zero.
+ON_SIGNS = {'activation_boundary', 'bounded_regression', 'hard_targets'}
 # Public functions of kdjax.losses that are not losses of a student and a teacher; they have tests of their own.
 OTHERS: set[str] = {
     'activation_size',
+    'binary_labels',
     'class_index',
+    'crd_negatives',
     'crd_normalizer',
+    'crd_update_memory',
     'diversity',
     'domain_confusion',
     'domain_discrimination',
     'gradient_reversal',
     'jacobian',
     'loss_gradient_attention',
-    'negatives',
     'overhaul_margin',
+    'regression',
     'reversal_schedule',
     'standardize_logits',
     'top_k_logits',
     'top_k_soft_targets',
-    'crd_update_memory',
 }
 ON_LOGITS = [name for name, case in CASES.items() if case.student == LOGITS]
 every_loss = pytest.mark.parametrize('name', list(CASES))
@@ -277,21 +287,116 @@ def test_a_mask_that_keeps_nothing_gives_zero_and_zero_gradients(name):
         np.testing.assert_array_equal(result, np.zeros(result.shape))
 
 
+def hidden(name, x, where):
+    """The elements of student or teacher that a mask leaves out; of examples alone where pooling or attention mixes them."""
+    if CASES[name].mask_axis is None and where.ndim < x.ndim:
+        where = where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim))
+    fits = (
+        all(size in (1, length) for size, length in zip(where.shape, x.shape, strict=True)) if where.ndim == x.ndim else False
+    )
+    return ~np.broadcast_to(where, x.shape) if fits else np.arange(len(x)).reshape(-1, *(1,) * (x.ndim - 1)) == 1
+
+
 @every_loss
-@pytest.mark.parametrize('fill', [1e15, -np.inf])
+@pytest.mark.parametrize('fill', [1e15, -1e15, -np.inf, np.inf, np.nan])
 def test_what_is_masked_has_no_influence_and_no_gradient(name, fill):
-    """Here the second example, however large its numbers, -inf among logits."""
-    if fill == -np.inf and CASES[name].student != LOGITS:
-        fill = -1e15
-    where = everything(name)
+    """All of the second example and some of the others, whatever it is."""
+    where = random_mask(name)
     where[1] = False
+    sides = inputs(name)
+    expected = compiled(name, *sides, where=where)
+    masks = [np.broadcast_to(hidden(name, x, where), x.shape) for x in sides]
+    filled = [np.where(mask, np.float32(fill), x) for x, mask in zip(sides, masks, strict=True)]
+    values, *gradients = compiled(name, *filled, where=where)
+    np.testing.assert_array_equal(values, expected[0])
+    for gradient, reference, mask in zip(gradients, expected[1:], masks, strict=True):
+        np.testing.assert_array_equal(gradient, reference)
+        np.testing.assert_array_equal(gradient[mask], 0.0)
+
+
+@pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.teacher[1:2] == (5,) and len(case.teacher) == 4])
+def test_what_pooling_takes_to_masked_positions_alone_has_no_influence(name):
+    """The windows of two rows out of five are the first three and the last three."""
     student, teacher = inputs(name)
+    where = everything(name)
+    where[:, 1] = False
     expected = compiled(name, student, teacher, where=where)
-    student[1] = teacher[1] = fill
+    student[:, 1] = teacher[:, 3:] = np.nan
     for result, reference in zip(compiled(name, student, teacher, where=where), expected, strict=True):
         np.testing.assert_array_equal(result, reference)
-        if result.ndim > 1:
-            np.testing.assert_array_equal(result[1], np.zeros(result[1].shape))
+
+
+@functools.partial(jax.jit, static_argnames='name')
+def jitted_values(name, student, teacher, labels, where):
+    return call(name, student, teacher, labels, where=where)
+
+
+@every_loss
+def test_nan_and_infinity_that_are_kept_come_out_as_nan(name):
+    """Of the example that has them, or of the batch; -inf too, but for logits and scores, where it rules out."""
+    infinities = [np.inf] if CASES[name].student == LOGITS or name == 'attention_maps' else [np.inf, -np.inf]
+    for where in (None, everything(name)):
+        expected = np.array(jitted_values(name, *inputs(name), LABELS, where))
+        for side, fill in itertools.product(range(2), [np.nan, *infinities]):
+            arrays = inputs(name)
+            arrays[side][(1,) + (0,) * (arrays[side].ndim - 1)] = fill
+            values = np.array(jitted_values(name, *arrays, LABELS, where))
+            if values.ndim == 0 or name == 'crd':  # whose normalizer is that of the batch
+                assert np.all(np.isnan(values)), (side, fill, where)
+            else:
+                np.testing.assert_array_equal(values, np.where(np.arange(len(values)) == 1, np.nan, expected))
+
+
+@every_loss
+def test_an_empty_batch_gives_an_empty_result_or_zero(name):
+    """A loss on relations is 0; the gradients of both are as empty as the batch."""
+    student, teacher = (x[:0] for x in inputs(name))
+    for where in (None, everything(name)[:0]):
+        values, *gradients = compiled(name, student, teacher, LABELS[:0], where=where)
+        np.testing.assert_array_equal(values, np.zeros((0, *CASES[name].result[1:]) if CASES[name].result else ()))
+        assert [x.shape for x in gradients] == [student.shape, teacher.shape]
+
+
+ON_POSITIONS = [
+    'similarity_preserving',
+    'pkt',
+    'rkd_distance',
+    'rkd_angle',
+    'correlation_congruence',
+    'info_nce',
+    'instance_graph',
+]
+
+
+@pytest.mark.parametrize('name', ON_POSITIONS)
+def test_relations_are_those_of_the_kept_positions(name):
+    """Padding of any content, and more of it, changes nothing; an example of which no position is kept is not there."""
+    sides = np.random.default_rng(0).normal(size=(2, 4, 3, 2)).astype(np.float32)
+    where = np.array([[True, True, False], [False, False, False], [True, True, True], [True, False, False]])
+    kept = where[:, :, None]
+    expected = compiled(name, *sides, where=where)
+    assert expected[0] > 0
+    wider = np.pad(np.where(kept, sides, np.nan), ((0, 0), (0, 0), (0, 2), (0, 0)), constant_values=np.inf)
+    values, *gradients = compiled(name, *wider.astype(np.float32), where=np.pad(where, ((0, 0), (0, 2))))
+    assert_same([values, *(x[:, :3] for x in gradients)], expected)
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient[:, 3:], 0.0)
+        np.testing.assert_array_equal(np.where(kept, 0.0, gradient[:, :3]), 0.0)
+    if name != 'instance_graph':  # whose logits are a mean over positions
+        values, *gradients = compiled(name, *np.where(kept, sides, 0).astype(np.float32), where=np.any(where, axis=1))
+        assert_same([values, *(np.where(kept, x, 0.0) for x in gradients)], expected)
+    assert_refused(name, *sides, (4, 2), where=where[:, :2])
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('name', ON_LOGITS)
+def test_classes_that_one_network_rules_out_have_finite_gradients_in_half_precision(name, dtype):
+    student, teacher = inputs(name)
+    teacher[0, 1] = student[1, 3] = student[2, 0] = teacher[2, 0] = -np.inf
+    values, *gradients = compiled(name, jnp.asarray(student, dtype), jnp.asarray(teacher, dtype))
+    assert np.all(np.isfinite(values))
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient.astype(np.float32)))
 
 
 @every_loss
@@ -414,7 +519,62 @@ def test_temperatures_must_be_positive(name, temperature):
     assert_refused(name, *inputs(name), 'temperature must be positive', temperature=temperature)
 
 
-@pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.labelled])
+SCALARS = [
+    (name, parameter.name)
+    for name in sorted(set(CASES) | OTHERS)
+    for parameter in inspect.signature(getattr(losses, name)).parameters.values()
+    if parameter.kind is parameter.KEYWORD_ONLY and (isinstance(parameter.default, float) or parameter.name == 'power')
+]
+
+
+@pytest.mark.parametrize('name, hyperparameter', SCALARS)
+@pytest.mark.parametrize('shape', [(3,), (3, 1)])
+def test_hyperparameters_are_scalars(name, hyperparameter, shape):
+    """One for each example would be broadcast against the classes, or the examples."""
+    function = getattr(losses, name)
+    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    arguments = {
+        parameter: 2 if parameter in ('examples', 'steps', 'k') else np.ones((3, 3), np.float32) for parameter in required
+    }
+    message = rf'^{name}: {hyperparameter} must be a number, the same for all examples, got an array \({shape[0]}'
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda x: function(**arguments, **{hyperparameter: x}), jax.ShapeDtypeStruct(shape, jnp.float32))
+
+
+LABELLED = [name for name, case in CASES.items() if case.labelled]
+
+
+@pytest.mark.parametrize('name', LABELLED)
+def test_no_label_costs_exactly_nothing_whatever_the_logits(name):
+    student, teacher = inputs(name)
+    labels = np.array([0, -1, 2], np.int32)
+    expected = compiled(name, student, teacher, labels)
+    student[1] = teacher[1] = np.nan
+    for result, reference in zip(compiled(name, student, teacher, labels), expected, strict=True):
+        np.testing.assert_array_equal(result, reference)
+        np.testing.assert_array_equal(result[1], np.zeros(result[1].shape))
+
+
+@pytest.mark.parametrize('name', LABELLED)
+@pytest.mark.parametrize('dtype', ['int32', 'uint8'])
+def test_labels_beyond_the_classes_are_refused_and_nan_where_traced(name, dtype):
+    labels = np.array([0, 5, 2], dtype)
+    for known in (labels, jnp.asarray(labels)):
+        with pytest.raises(ValueError, match=rf'^{name}: labels must be below the number of classes, 5, got 5; [^\n]+$'):
+            call(name, *inputs(name), known)
+    values, *gradients = compiled(name, *inputs(name), labels)
+    np.testing.assert_array_equal(np.isnan(values), [False, True, False])
+    for gradient in gradients:  # so that the example may be masked in a mean
+        assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize('name', [name for name in ON_LOGITS if name not in ('logit_mse', 'binary_soft_targets')])
+def test_a_single_logit_has_nothing_to_be_compared_with(name):
+    one = np.ones((3, 1), np.float32)
+    assert_refused(name, one, one, '(3, 1)', 'two classes or more', 'binary_labels', labels=np.zeros(3, np.int32))
+
+
+@pytest.mark.parametrize('name', LABELLED)
 @pytest.mark.parametrize('labels, part', [(LABELS[:2], '(2,)'), (LABELS[None], '(1, 3)'), (np.ones(3, np.float32), 'float32')])
 def test_labels_must_be_integers_one_for_each_example(name, labels, part):
     expected = 'integer' if labels.dtype == np.float32 else '(3,)'

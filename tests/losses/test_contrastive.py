@@ -230,6 +230,35 @@ def test_update_memory_moves_the_rows_of_the_batch_alone():
     np.testing.assert_array_equal(np.delete(updated, indices, 0), np.delete(bank, indices, 0))
 
 
+def test_indices_that_no_example_has_are_refused_and_nan_where_traced(key):
+    bank, new, index = unit(draw(BANK, WIDTH)), draw(3, WIDTH, seed=1), losses.class_index(LABELS)
+    for wrong, size, call in [
+        (len(LABELS), len(LABELS), lambda indices: losses.crd_negatives(key, indices, index, 3)),
+        (-1, BANK, lambda indices: losses.crd_update_memory(bank, indices, new)),
+    ]:
+        for indices in (np.array([0, wrong, 2]), jnp.array([0, wrong, 2])):
+            with pytest.raises(ValueError, match=rf'^crd_\w+: indices must be in \[0, {size}\), got {wrong}$'):
+                call(indices)
+    for wrong in (-1, BANK):
+        indices = np.array([0, wrong, 2])
+        drawn = jax.jit(losses.crd_negatives, static_argnums=3)(key, indices, index, 3)
+        np.testing.assert_array_equal(drawn == len(LABELS), np.broadcast_to([[False], [True], [False]], drawn.shape))
+        updated = jax.jit(losses.crd_update_memory)(bank, indices, new)
+        np.testing.assert_array_equal(np.isnan(updated), np.arange(BANK)[:, None] == np.full(WIDTH, BANK - 1))
+        kept = jax.jit(losses.crd_update_memory)(bank, indices, new, where=np.array([True, False, True]))
+        np.testing.assert_allclose(kept, losses.crd_update_memory(bank, indices[::2], new[::2]), rtol=1e-6)
+
+
+def test_crd_does_not_see_rows_of_masked_examples():
+    student, teacher, *memories = batch()
+    where = np.array([True, False] * BATCH)[:BATCH]
+    expected = value_and_gradients('crd', student, teacher, *memories, where=where)
+    memories = [np.where(where[:, None, None], memory, np.nan).astype(np.float32) for memory in memories]
+    results = value_and_gradients('crd', student, teacher, *memories, where=where)
+    for result, reference in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(result, reference)
+
+
 def test_update_memory_leaves_the_rows_of_masked_examples():
     """Even of those that repeat a kept one, as padding of the last batch does."""
     bank, new = unit(draw(BANK, WIDTH)), draw(4, WIDTH, seed=1)

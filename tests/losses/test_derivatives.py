@@ -300,6 +300,13 @@ def test_gradient_attention_of_maps_of_zeros_is_finite(maps):
     nothing = jitted_attention(*maps, np.full(BATCH, -1, np.int32))
     for x in jax.tree.leaves(nothing):
         np.testing.assert_array_equal(x, np.zeros(x.shape))
+    student[0] = np.nan
+    labels = np.full(BATCH, -1, np.int32)
+    for x in jax.tree.leaves(jitted_attention(maps[0], maps[1], student, teacher, labels)):
+        np.testing.assert_array_equal(x, np.zeros(x.shape))
+    labels[1] = 99
+    values, *_ = jitted_attention(maps[0], maps[1], student, teacher, labels)
+    np.testing.assert_array_equal(np.isnan(values), np.arange(BATCH) == 1)
     head = functools.partial(average_head, np.ones((1, 1), np.float32))
     ones, label = jnp.ones((1, 2, 2, 1)), jnp.zeros(1, jnp.int32)
     value, gradient = jax.value_and_grad(lambda x: losses.loss_gradient_attention(head, head, x, ones, label)[0])(-ones)
@@ -325,6 +332,7 @@ def test_what_does_not_fit_gradient_attention_is_refused():
         ((head, head, features[0], features[0], labels), r'got \(2, 2, 3\) and \(2, 2, 3\)'),
         ((head, head, features, features, labels[:2]), r'labels \(2,\)'),
         ((head, head, features, features, jnp.zeros(3)), 'labels must be integer'),
+        ((head, head, features, features, labels + 2), r'labels must be below the number of classes, 2, got 2'),
         ((lambda x: x, head, features, features, labels), r'student must return .*, got \(3, 2, 2, 3\)'),
     ]:
         with pytest.raises(ValueError, match=f'^loss_gradient_attention: [^\n]*{part}[^\n]*$'):

@@ -87,6 +87,10 @@ def test_dist_does_not_see_the_order_of_examples_or_classes_or_the_axes_of_examp
     for order in ((slice(None, None, -1),), (slice(None), slice(None, None, -1))):
         np.testing.assert_allclose(losses.dist(student[order], teacher[order]), value, rtol=1e-5)
     np.testing.assert_allclose(losses.dist(*(x.reshape(2, 2, CLASSES) for x in (student, teacher))), value, rtol=1e-6)
+    kept = np.array([True, True, False, True])
+    tokens = [np.where(kept[:, None], x, np.nan).astype(np.float32).reshape(2, 2, CLASSES) for x in (student, teacher)]
+    masked = losses.dist(*tokens, where=kept.reshape(2, 2, 1))
+    np.testing.assert_allclose(masked, losses.dist(student[kept], teacher[kept]), rtol=1e-6)
 
 
 @pytest.mark.parametrize('temperature', [0.5, 4.0])

@@ -98,7 +98,7 @@ def test_jit_vmap_shift_half_precision_axis_and_where(logits, name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('shape', [(1, 1), (3, 4)])
+@pytest.mark.parametrize('shape', [(1, 2), (3, 4)])
 def test_extremes_are_finite(name, shape):
     loss = getattr(losses, name)
     rows = np.random.default_rng(0).choice([1e4, -1e4, 0.0, -np.inf], size=(2, 20, *shape)).astype(np.float32)
@@ -119,7 +119,15 @@ def test_skewed_divergence_is_bounded(logits):
     assert (losses.skewed_kl(1e3 * student, 1e3 * teacher, alpha=0.1) <= -np.log(0.1) + 1e-5).all()
 
 
-@pytest.mark.parametrize('name,options', [('jensen_shannon', {'beta': 1.5}), ('skewed_kl', {'alpha': -0.1})])
+@pytest.mark.parametrize(
+    'name,options',
+    [
+        ('jensen_shannon', {'beta': 1.5}),
+        ('jensen_shannon', {'beta': np.float32(2)}),
+        ('jensen_shannon', {'beta': jnp.float32(np.nan)}),
+        ('skewed_kl', {'alpha': -0.1}),
+    ],
+)
 def test_shares_out_of_range_are_refused(logits, name, options):
     with pytest.raises(ValueError, match='must be between 0 and 1'):
         getattr(losses, name)(*logits, **options)

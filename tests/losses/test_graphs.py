@@ -144,12 +144,33 @@ def test_eight_devices_compute_what_one_does():
         (lambda s, t, a, b: (s, t[:, :5], a, b), r'student \(4, 6\) and teacher \(4, 5\) must have the same shape'),
         (lambda s, t, a, b: (s[0], t[0], a, b), r'student \(6,\) and teacher \(6,\) must be \[batch, classes\]'),
         (lambda s, t, a, b: (s[:3], t[:3], a, b), r'layers \[\(4, 3\), .*\] must have the 3 examples of student \(3, 6\)'),
-        (lambda s, t, a, b: (s, t, a, [x[:3] for x in b]), r'student \(4, 3\) and teacher \(3, 5\) must have the same number'),
+        (
+            lambda s, t, a, b: (s, t, a, [x[:3] for x in b]),
+            r'student \(4, 3\) and teacher \(3, 5\) must have the same number',
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(change, message):
     with pytest.raises(ValueError, match=f'^instance_graph: {message}[^\n]*$'):
         losses.instance_graph(*change(*draw()))
+
+
+@jax.jit
+def masked_graph(student, teacher, layers, where):
+    return losses.instance_graph(student, teacher, layers, layers, where=where)
+
+
+def test_logits_of_positions_are_a_mean_over_those_that_are_kept():
+    """Equal layers leave the vertices alone: per example the mean over kept positions, then over examples with any."""
+    student, teacher = np.random.default_rng(0).normal(size=(2, 4, 3, 5)).astype(np.float32)
+    where = np.array([[True, True, False], [False, False, False], [True, True, True], [False, True, False]])
+    per_example = [np.mean(np.square(s - t)[kept]) for s, t, kept in zip(student, teacher, where, strict=True) if kept.any()]
+    tokens, pooled = student[..., :2], student[:, 0]
+    for layers in ([tokens], [pooled], [pooled, tokens]):
+        np.testing.assert_allclose(masked_graph(student, teacher, layers, where), np.mean(per_example), rtol=1e-5)
+    # Logits of examples are kept where any position is.
+    per_example = np.mean(np.square(student - teacher)[:, 0], axis=1)[where.any(axis=1)]
+    np.testing.assert_allclose(masked_graph(student[:, 0], teacher[:, 0], [tokens], where), np.mean(per_example), rtol=1e-5)
 
 
 def test_a_weight_may_be_traced():

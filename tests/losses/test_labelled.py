@@ -275,8 +275,8 @@ def test_renaming_the_classes_changes_nothing(name, student, teacher, labels, or
 @every_loss
 @pytest.mark.parametrize('temperature', [0.5, 4.0])
 def test_values_and_gradients_are_finite_for_every_pair_of_extreme_rows(name, temperature):
-    """±1e4, constant rows, and -inf; the label may be ruled out, be the -1 of an example that has none, or too large."""
-    pairs = [(s, t, y) for s in EXTREME_ROWS for t in EXTREME_ROWS for y in (0, 3, -1, 7)]
+    """±1e4, constant rows, and -inf; the label may be ruled out, or be the -1 of an example that has none."""
+    pairs = [(s, t, y) for s in EXTREME_ROWS for t in EXTREME_ROWS for y in (0, 3, -1)]
     student, teacher, labels = (np.stack(x) for x in zip(*pairs, strict=True))
     values, *gradients = value_and_gradients(name, student, teacher, labels, temperature)
     assert np.all(np.isfinite(values))
@@ -296,14 +296,6 @@ def test_a_class_that_both_rule_out_is_as_good_as_sliced_away(name):
     for gradient, expected in zip(gradients, sliced[1:], strict=True):
         np.testing.assert_array_equal(gradient[:, 3:], 0.0)
         np.testing.assert_allclose(gradient[:, :3], expected, rtol=1e-5, atol=1e-6)
-
-
-@every_loss
-@pytest.mark.parametrize('teacher', [2.0, -INF])
-def test_one_class_teaches_nothing(name, teacher):
-    student, teacher = np.array([[5.0]], np.float32), np.array([[teacher]], np.float32)
-    for result in value_and_gradients(name, student, teacher, np.array([0])):
-        np.testing.assert_array_equal(result, np.zeros(result.shape))
 
 
 @every_loss

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from logit_checks import assert_slope, doubles, kl, log_softmax, random
 
 from kdjax import losses
@@ -168,6 +169,37 @@ def test_gradients_of_the_teacher_that_nobody_asks_for_cost_nothing():
     assert counts == [6, 6, 8]
 
 
+def gradients(*arrays):
+    return jax.grad(lambda *x: losses.linear_soft_targets(*x, chunk=16).sum(), argnums=(0, 1, 2, 3))(*arrays)
+
+
+def assert_near(results, expected):
+    for x, y in zip(results, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize('tokens', [(16, 5), (8, 7)])
+def test_hidden_states_that_are_split_over_devices_stay_there(tokens):
+    """Where the tokens do not divide by the chunk, a few rows move to the next device; none goes to all."""
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    split, whole = NamedSharding(mesh, PartitionSpec('data')), NamedSharding(mesh, PartitionSpec())
+    layout = (split, whole) * 2
+    program = jax.jit(gradients, in_shardings=layout, out_shardings=layout).lower(*heads(tokens=tokens)).compile()
+    collectives = re.findall(r' (all-\w+|collective-permute)(?:-start)?\(', program.as_text())
+    assert 'all-reduce' in collectives, 'of the gradients of the kernels'
+    assert not {'all-gather', 'all-to-all'} & set(collectives)
+    assert_near(program(*heads(tokens=tokens)), gradients(*heads(tokens=tokens)))
+
+
+def test_gradients_inside_shard_map_are_those_of_the_whole_batch():
+    """Of hidden states those of the device's own, of the kernels, which all have, the sum over the devices."""
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+    specs = (PartitionSpec('data'), PartitionSpec()) * 2
+    arrays = heads(tokens=(8, 7))
+    inside = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=specs))(*arrays)
+    assert_near(inside, gradients(*arrays))
+
+
 @pytest.mark.parametrize(
     'index, shape, part',
     [
@@ -195,6 +227,11 @@ def test_linear_names_shapes_that_do_not_fit(index, shape, part):
 def test_linear_names_options_that_do_not_fit(options):
     with pytest.raises(ValueError, match=rf'^linear_soft_targets: {next(iter(options))} [^\n]+$'):
         losses.linear_soft_targets(*heads(), **options)
+
+
+def test_linear_compares_no_single_class():
+    with pytest.raises(ValueError, match=r'^linear_soft_targets: .* one class .* one column'):
+        losses.linear_soft_targets(*heads(vocabulary=1))
 
 
 def test_linear_takes_no_integers():

@@ -275,6 +275,21 @@ def test_overhaul_margin_of_a_constant_channel_is_that_constant_or_zero():
     np.testing.assert_allclose(overhaul_margin(-1e30 * jnp.ones(1), jnp.ones(1)), [-1e30], rtol=1e-6)
 
 
+def test_what_a_mask_leaves_out_of_variances_and_margins_does_not_matter_and_nan_that_it_keeps_does():
+    maps, where = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32), np.array([True, True, False, True])
+    for name, inputs, at in (
+        ('vid', (maps[0], np.ones((3, 4), np.float32), maps[1]), 1),
+        ('overhaul', (*maps, -abs(maps[0])), 2),
+    ):
+        expected = value_and_gradients(name, *inputs, where=where)
+        inputs[at][:, 2] = np.nan
+        for result, reference in zip(value_and_gradients(name, *inputs, where=where), expected, strict=True):
+            np.testing.assert_array_equal(result, reference)
+        assert np.all(np.isnan(value_and_gradients(name, *inputs, where=~where)[0]))
+    deviation = np.array([1, np.nan, 1, np.inf], np.float32)
+    assert np.all(np.isnan(overhaul_margin(np.array([np.nan, 1, np.inf, 1], np.float32), deviation)))
+
+
 def test_overhaul_margin_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r'^overhaul_margin: mean \(2,\) and standard_deviation \(3,\) [^\n]+$'):
         losses.overhaul_margin(jnp.ones(2), jnp.ones(3))

@@ -70,8 +70,7 @@ def test_equal_logits_become_zeros_where_their_mean_rounds_to_another_number(cla
     np.testing.assert_array_equal(pullback(jnp.ones_like(result))[0], np.zeros((1, classes)))
 
 
-def test_standardization_of_one_class_of_halves_of_other_axes_and_of_what_is_no_logit():
-    np.testing.assert_array_equal(losses.standardize_logits(np.array([[5.0]], np.float32)), [[0.0]])
+def test_standardization_of_halves_of_other_axes_and_of_what_is_no_logit():
     logits = random_logits()[0]
     half = jnp.asarray(logits, jnp.bfloat16)
     assert losses.standardize_logits(half).dtype == jnp.float32
@@ -80,7 +79,18 @@ def test_standardization_of_one_class_of_halves_of_other_axes_and_of_what_is_no_
     for result in standardized(logits, np.zeros(CLASSES, bool)):
         np.testing.assert_array_equal(result, np.zeros_like(logits))
     assert np.all(np.isfinite(standardized(same_rows(1e4, -1e4, 0, -INF, 1))[1]))
-    for bad, options in ((logits.astype(np.int32), {}), (logits, {'axis': 2}), (logits, {'epsilon': 0.0})):
+    for wrong in (np.nan, np.inf):
+        row = np.where(np.arange(CLASSES) == 1, np.float32(wrong), logits)
+        assert np.all(np.isnan(standardized(row)[0]))
+        masked, gradient = standardized(row, np.arange(CLASSES) != 1)
+        np.testing.assert_array_equal(masked, standardized(logits, np.arange(CLASSES) != 1)[0])
+        assert np.all(np.isfinite(gradient))
+    for bad, options in (
+        (logits.astype(np.int32), {}),
+        (logits[:, :1], {}),
+        (logits, {'axis': 2}),
+        (logits, {'epsilon': 0.0}),
+    ):
         with pytest.raises(ValueError, match=r'^standardize_logits: [^\n]+$'):
             losses.standardize_logits(bad, **options)
 

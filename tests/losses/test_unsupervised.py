@@ -161,6 +161,16 @@ def test_activation_size_is_the_squared_norm_of_what_is_kept(seed, where):
     np.testing.assert_allclose(gradient, 2 * np.where(where, features, 0) * np.arange(1, 4).reshape(3, 1, 1, 1), rtol=1e-5)
 
 
+def test_activation_size_does_not_see_what_is_masked_and_sees_nan_and_infinities_that_are_kept():
+    function = jax.jit(jax.value_and_grad(lambda x, where: jnp.sum(losses.activation_size(x, where=where))))
+    for fill in (np.nan, np.inf, -np.inf):
+        features = np.array([[1, fill], [2, 3]], np.float32)
+        value, gradient = function(features, np.isfinite(features))
+        np.testing.assert_array_equal(value, 14)
+        np.testing.assert_array_equal(gradient, [[2, 0], [4, 6]])
+        np.testing.assert_array_equal(losses.activation_size(features), [np.nan, 13])
+
+
 def test_activation_size_of_all_and_of_a_vector_and_what_it_refuses():
     features, _ = inputs()
     np.testing.assert_allclose(losses.activation_size(features), np.sum(np.float64(features) ** 2, axis=(1, 2, 3)), rtol=1e-5)
@@ -253,7 +263,7 @@ def test_descending_diversity_sorts_a_batch_into_all_classes(key):
     assert np.all(np.bincount(np.argmax(p, axis=-1), minlength=CLASSES) >= 2)
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (1, 3), (4, 1), (4, 3)])
+@pytest.mark.parametrize('shape', [(1, 2), (1, 3), (4, 3)])
 def test_diversity_of_extreme_logits_is_finite(shape):
     """±1e4, zeros and -inf, rows of nothing but -inf too, under masks of all and of nothing."""
     rows = np.random.default_rng(3).choice([1e4, -1e4, 0.0, -np.inf], size=(30, *shape)).astype(np.float32)
@@ -273,17 +283,33 @@ def test_what_is_masked_has_no_influence_on_diversity():
     logits = np.random.default_rng(4).normal(size=(BATCH, CLASSES)).astype(np.float32)
     where = np.arange(BATCH) != 2
     value, gradient = diversity(logits, where)
-    for fill in (1e15, -np.inf):
+    for fill in (1e15, -np.inf, np.inf, np.nan):
         logits[2] = fill
         changed, changed_gradient = diversity(logits, where)
         np.testing.assert_array_equal(changed, value)
         np.testing.assert_array_equal(changed_gradient, gradient)
+    assert np.isnan(diversity(logits, ~where)[0])
+
+
+def test_every_position_is_an_example_to_diversity_and_an_empty_batch_costs_nothing():
+    logits = np.random.default_rng(4).normal(size=(BATCH, CLASSES)).astype(np.float32)
+    where = np.array([[True, False, True], [False, True, True]])
+    value, gradient = diversity(logits, where.reshape(-1))
+    of_positions = diversity(logits.reshape(2, 3, CLASSES), where)
+    np.testing.assert_allclose(of_positions[0], value, rtol=1e-6)
+    np.testing.assert_allclose(of_positions[1].reshape(-1, CLASSES), gradient, rtol=1e-5, atol=1e-7)
+    of_examples = diversity(logits.reshape(2, 3, CLASSES), where[:, 0])
+    np.testing.assert_allclose(of_examples[0], diversity(logits, np.repeat(where[:, 0], 3))[0], rtol=1e-6)
+    value, gradient = diversity(logits[:0])
+    assert value == 0
+    assert gradient.shape == (0, CLASSES)
 
 
 @pytest.mark.parametrize(
     'options, part',
     [
-        ({'threshold': 1.5}, 'threshold is a probability and must be at most 1, got 1.5'),
+        ({'threshold': 1.5}, 'threshold must be between 0 and 1, got 1.5'),
+        ({'threshold': np.float32(1.5)}, 'threshold must be between 0 and 1, got 1.5'),
         ({'threshold': 0.0}, 'threshold must be positive, got 0.0'),
         ({'sharpness': -1.0}, 'sharpness must be positive, got -1.0'),
         ({'where': np.ones(3, bool)}, r'where \(3,\) does not broadcast to \(4,\)'),
@@ -293,7 +319,9 @@ def test_what_is_masked_has_no_influence_on_diversity():
 def test_what_diversity_refuses(options, part):
     with pytest.raises(ValueError, match=f'^diversity: {part}'):
         losses.diversity(jnp.ones((4, 3)), **options)
-    with pytest.raises(ValueError, match=r'^diversity: logits must be \[batch, classes\], got \(3,\)$'):
+    with pytest.raises(ValueError, match=r'^diversity: logits must be \[batch, classes\], .* got \(3,\)$'):
         losses.diversity(jnp.ones(3))
+    with pytest.raises(ValueError, match=r'^diversity: logits \(3, 1\) [^\n]+ two classes or more: [^\n]+$'):
+        losses.diversity(jnp.ones((3, 1)))
     with pytest.raises(ValueError, match=r'^diversity: logits must be floating point, got int32$'):
         losses.diversity(jnp.ones((4, 3), jnp.int32))

@@ -132,14 +132,14 @@ def test_top_k_has_a_default_temperature_of_four_and_takes_other_axes_and_halves
     assert all(gradient.dtype == jnp.bfloat16 for gradient in gradients)
 
 
-@pytest.mark.parametrize('kept', [[0, 2, 3, 5], [4], []])
+@pytest.mark.parametrize('kept', [[0, 2, 3, 5], [1, 4], []])
 def test_top_k_under_a_mask_is_that_of_the_slice(kept):
     """Also where more are asked for than are kept."""
     student, teacher = random(2, ROWS, CLASSES)
     where = np.isin(np.arange(CLASSES), kept)
-    values, gradients = jax.device_get(top_k(student, teacher, 2.0, 2, where))
+    values, gradients = jax.device_get(top_k(student, teacher, 2.0, 3, where))
     if kept:
-        expected, slopes = jax.device_get(top_k(student[:, kept], teacher[:, kept], 2.0, min(2, len(kept))))
+        expected, slopes = jax.device_get(top_k(student[:, kept], teacher[:, kept], 2.0, min(3, len(kept))))
         np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
         for gradient, slope in zip(gradients, slopes, strict=True):
             np.testing.assert_allclose(gradient[:, kept], slope, rtol=1e-5, atol=1e-6)
@@ -179,12 +179,27 @@ def test_top_k_takes_classes_in_the_middle():
         np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_one_class_and_classes_that_are_not_there_are_finite():
-    student = random(ROWS, CLASSES)
-    for indices in ([[-1, 99]] * ROWS, [[2, 2]] * ROWS):
-        values = losses.top_k_soft_targets(student, student[:, :2], np.array(indices), student[:, 0])
-        assert np.all(np.isfinite(values))
-    np.testing.assert_array_equal(top_k(student[:, :1], student[:, 1:2], 4.0, 1)[0], 0)
+def test_classes_that_are_not_there_are_refused_and_nan_where_traced():
+    student, teacher = random(2, 2, CLASSES)
+    loss = jax.jit(losses.top_k_soft_targets)
+    for index in (-1, CLASSES):
+        indices = np.array([[0, 1], [0, index]])
+        triple = teacher[:, :2], indices, teacher[:, 2]
+        with pytest.raises(ValueError, match=rf'^top_k_soft_targets: top_indices must be in \[0, {CLASSES}\), got {index}$'):
+            losses.top_k_soft_targets(student, *triple)
+        np.testing.assert_array_equal(np.isnan(loss(student, *triple)), [False, True])
+        assert np.all(np.isnan(jax.jit(losses.subset_soft_targets)(student, teacher[:, :2], indices[1])))
+
+
+def test_a_single_logit_has_nothing_to_be_compared_with():
+    one, two = np.ones((3, 1), np.float32), np.ones((3, 2), np.float32)
+    for call in (
+        lambda: losses.top_k_soft_targets(one, one, np.zeros((3, 1), int), one[:, 0]),
+        lambda: losses.top_k_logits(one, 1),
+        lambda: losses.subset_soft_targets(two, one, [1]),
+    ):
+        with pytest.raises(ValueError, match=r'^\w+: logits \(3, 1\) [^\n]+ two classes or more: [^\n]+$'):
+            call()
 
 
 @pytest.mark.parametrize(

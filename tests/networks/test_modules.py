@@ -1,6 +1,7 @@
 """Modules that are unlike the usual one: called twice, sowing, with other switches, existing already, or returning more."""
 
 import functools
+import warnings
 
 import flax.linen as nn
 import jax
@@ -236,3 +237,120 @@ def test_nnx_dropout_without_rng_is_an_error_in_training_only() -> None:
 def test_nnx_module_without_dropout_needs_no_rng(key: jax.Array) -> None:
     network = networks.from_nnx(functools.partial(NnxBlock, 3, 2))
     network.apply(network.init(key, inputs()), inputs(), train=True)
+
+
+# What an NNX module may hold.
+
+
+class Count(nnx.Variable):
+    """A kind of state that Flax has no name for."""
+
+
+class Frozen(nnx.Param):
+    """A kind of parameter of one's own."""
+
+
+class LinenKinds(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        calls = self.variable('Count', 'calls', jnp.zeros, (), jnp.int32)
+        table = self.variable('arrays', 'table', lambda: jnp.arange(1.0, 4.0)[None])
+        if train and not self.is_initializing():
+            calls.value += 1
+            table.value *= 2
+        shift = self.param('shift', nn.initializers.ones, (1, 3))
+        return nn.Dense(3, name='head')(x) * table.value + shift
+
+
+class NnxKinds(nnx.Module):
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+        self.calls, self.shift = Count(jnp.zeros((), jnp.int32)), Frozen(nnx.initializers.ones(rngs.params(), (1, 3)))
+        self.table = jnp.arange(1.0, 4.0)[None]
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        if train:
+            self.calls[...] += 1
+            self.table = self.table * 2
+        return self.head(x) * self.table + self.shift
+
+
+@pytest.mark.parametrize('existing', [False, True])
+@pytest.mark.parametrize('jit', [False, True])
+def test_variables_of_own_kinds_and_arrays_are_state_as_in_linen(existing: bool, jit: bool, key: jax.Array) -> None:
+    linen, ours = networks.from_linen(LinenKinds()), networks.from_nnx(NnxKinds(rngs=nnx.Rngs(0)) if existing else NnxKinds)
+    x = jax.random.normal(key, (2, 4))
+    wrap = jax.jit if jit else lambda function: function
+    variables = wrap(ours.init)(key, x)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, linen.init(key, x))
+    for train in (False, True):
+        wanted = linen.apply(variables, x, train=train)
+        got = wrap(functools.partial(ours.apply, train=train))(variables, x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, wanted)
+        assert int(got[1]['Count']['calls']) == train
+    gradient = jax.grad(lambda params: jnp.sum(ours.apply({**variables, 'params': params}, x)[0].logits))(variables['params'])
+    np.testing.assert_allclose(gradient['shift'], 2.0)
+
+
+class NnxData(nnx.Module):
+    """Arrays wrapped as data, of numpy too, and numbers; a random key; variables that are trees or empty."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.scales = nnx.data([jnp.full(3, 2.0), jnp.full(3, 0.5)])
+        self.number, self.table, self.key = nnx.data(3), np.ones(3, np.float32), rngs.params()
+        self.affine, self.empty = nnx.Param({'w': jnp.ones((4, 3)), 'b': jnp.ones(3)}), Count(None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        noise = jax.random.normal(self.key, (3,))
+        x = (x @ self.affine['w'] + self.affine['b'][None]) * (self.scales[0] * self.scales[1] * self.table + noise)[None]
+        return x * self.number.astype(x.dtype)
+
+
+@pytest.mark.parametrize('existing', [False, True])
+def test_whatever_nnx_calls_data_is_an_array_of_the_state(existing: bool, key: jax.Array) -> None:
+    network = networks.from_nnx(NnxData(rngs=nnx.Rngs(0)) if existing else NnxData)
+    x = jax.random.normal(key, (2, 4))
+    variables = network.init(key, x)
+    assert sorted(variables['arrays']) == ['key', 'number', 'scales', 'table']
+    assert variables['params']['affine']['w'].shape == (4, 3)
+    noise = jax.random.normal(variables['arrays']['key'], (3,))
+    wanted = 3 * (x.sum(-1, keepdims=True) + 1) * (1 + noise)[None]
+    outputs, state = jax.jit(functools.partial(network.apply, train=True))(variables, x)
+    np.testing.assert_allclose(outputs.logits, wanted, rtol=1e-5, atol=1e-6)
+    assert jax.tree.structure(state) == jax.tree.structure({name: variables[name] for name in ('Count', 'arrays')})
+
+
+def test_what_an_nnx_module_has_sown_before_is_no_state(key: jax.Array) -> None:
+    module = NnxSower(rngs=nnx.Rngs(0))
+    x = jax.random.normal(key, (5, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # Flax deprecates to sow outside of a capture
+        module(jnp.ones((1, 4)))
+    before = len(jax.tree.leaves(nnx.state(module, nnx.Intermediate)))
+    network = networks.from_nnx(module, features='mean')
+    variables = network.init(key, x)
+    assert sorted(variables) == ['params']
+    outputs, state = jax.jit(network.apply)(variables, x)
+    np.testing.assert_allclose(outputs.features['mean'], module.body(x).mean(-1), rtol=1e-5)
+    assert state == {}
+    assert before == len(jax.tree.leaves(nnx.state(module, nnx.Intermediate))) == 1
+
+
+class NnxBare(nnx.Pytree):
+    """What is no nnx.Module, so has no train() and eval(), around one that is; it draws from a stream that it is given."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.net, self.drop = nnx.Linear(4, 20, rngs=rngs), nnx.Dropout(0.5)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.drop(self.net(x), rngs=rngs)
+
+
+def test_nnx_modules_without_train_and_eval_and_with_streams_as_an_argument(key: jax.Array) -> None:
+    network = networks.from_nnx(NnxBare)
+    x = jax.random.normal(key, (2, 4))
+    variables = network.init(key, x)
+    assert not np.any(network.apply(variables, x)[0].logits == 0)
+    one, other = (network.apply(variables, x, train=True, rng=rng)[0].logits == 0 for rng in jax.random.split(key))
+    assert one.any()
+    assert not np.array_equal(one, other)

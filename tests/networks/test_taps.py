@@ -176,11 +176,12 @@ def test_the_jacobian_has_a_gradient_with_respect_to_the_parameters() -> None:
     assert not np.any(gradient['params']['head']['bias'])
 
 
-def test_the_jacobian_of_integers_is_an_error() -> None:
+@pytest.mark.parametrize('inputs, found', [(INPUTS.astype(jnp.uint8), 'uint8'), ({'x': INPUTS}, 'dict'), ((INPUTS,), 'tuple')])
+def test_the_jacobian_of_other_than_one_floating_array_is_an_error(inputs: object, found: str) -> None:
     network, variables = smooth()
-    message = '^tap_jacobian: inputs must be floating point, got uint8: put preprocess outside of it$'
+    message = f'^tap_jacobian: inputs must be one floating-point array, got {found}: put preprocess outside of it$'
     with pytest.raises(ValueError, match=message):
-        networks.tap_jacobian(network).apply(variables, INPUTS.astype(jnp.uint8))
+        networks.tap_jacobian(network).apply(variables, inputs)
 
 
 def head(params: dict, features: np.ndarray) -> np.ndarray:

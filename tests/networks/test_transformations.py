@@ -1,7 +1,10 @@
 """Networks made of networks: ensembles, preprocessing, and the teacher that is none."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,7 @@ def constant(logits: np.ndarray) -> Network:
     return Network(lambda key, inputs: {'params': {'logits': jnp.asarray(logits)}}, apply)
 
 
-def predict(logits: list[np.ndarray], **options: str) -> np.ndarray:
+def predict(logits: list[np.ndarray], **options: Any) -> np.ndarray:
     network = networks.ensemble([constant(x) for x in logits], **options)
     return network.apply(network.init(jax.random.key(0), jnp.ones(())), jnp.ones(()))[0].logits
 
@@ -82,6 +85,32 @@ def test_a_class_that_one_member_excludes_is_not_excluded() -> None:
     assert predict([excluded, excluded])[0, 0] == -np.inf
     one = predict([excluded, np.zeros((1, 3), np.float32)])
     np.testing.assert_allclose(np.exp(one[0, 0]), 1 / 6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('average', ['probabilities', 'logits'])
+def test_weights_are_shares_of_the_mean(average: str) -> None:
+    logits = [5 * np.random.default_rng(i).standard_normal((4, 2, 7)).astype(np.float32) for i in range(3)]
+    shares = np.array([0.5, 0.3, 0.2])
+    got = predict(logits, average=average, weights=(5, 3, 2))
+    if average == 'logits':
+        np.testing.assert_allclose(got, np.einsum('m,mblc->blc', shares, np.stack(logits)), rtol=1e-5, atol=1e-5)
+    else:
+        wanted = np.einsum('m,mblc->blc', shares, np.exp([log_softmax(x) for x in logits]))
+        np.testing.assert_allclose(np.exp(np.asarray(got, np.float64)), wanted, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(predict(logits, average=average, weights=[2.0] * 3), predict(logits, average=average))
+    # As often as it counts.
+    np.testing.assert_allclose(
+        predict(logits[:2], average=average, weights=[2, 1]),
+        predict([logits[0], *logits[:2]], average=average),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize('weights', [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, np.nan), 1.0, ((1.0,), (1.0,))])
+def test_weights_that_are_no_positive_number_for_each_member_are_an_error(weights: object) -> None:
+    with pytest.raises(ValueError, match=r'^ensemble: weights must be a positive number for each of 2 members, got [^\n]*$'):
+        networks.ensemble([dense()] * 2, weights=weights)
 
 
 @pytest.mark.parametrize('average', ['probabilities', 'logits'])
@@ -240,3 +269,51 @@ def test_nothing_has_no_variables_no_logits_and_no_features(key: jax.Array) -> N
     assert outputs == Outputs(None, {})
     assert state == {}
     assert jax.tree.leaves(outputs) == []
+
+
+def own(variables: Mapping, inputs: dict, *, train: bool = False, rng: jax.Array | None = None) -> tuple[Outputs, dict]:
+    """A network of two plain functions, whose inputs are integers and floats."""
+    hidden = inputs['x'] + jnp.take(variables['params']['table'], inputs['ids'], axis=0)
+    return Outputs(hidden @ variables['params']['kernel'], {'hidden': hidden}), {}
+
+
+def own_init(key: jax.Array, inputs: dict) -> dict:
+    width = inputs['x'].shape[-1]
+    table, kernel = (
+        jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key), [(5, width), (width, 3)], strict=True)
+    )
+    return {'params': {'table': table, 'kernel': kernel}}
+
+
+OWN = Network(own_init, own)
+WRAPPERS = {
+    'mixed_precision': networks.mixed_precision,
+    'rematerialize': networks.rematerialize,
+    'in_parts': lambda network: networks.in_parts(network, 2),
+    'preprocess': lambda network: networks.preprocess(network, lambda inputs: {**inputs, 'ids': inputs['ids'] % 5}),
+    'postprocess': lambda network: networks.postprocess(network, lambda logits: logits * 1),
+    'tap_parameters': lambda network: networks.tap_parameters(network, 'kernel'),
+    'tap_logits': networks.tap_logits,
+    'ensemble': lambda network: networks.ensemble([network], average='logits'),
+    'label_union': lambda network: networks.label_union([network], [(0, 1, 2)], average='logits'),
+    'multitask': lambda network: networks.postprocess(networks.multitask([network]), lambda logits: logits[:, 0]),
+}
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('name', WRAPPERS)
+def test_two_functions_of_ones_own_and_inputs_of_any_kind_are_all_that_it_takes(
+    name: str, frozen: bool, key: jax.Array
+) -> None:
+    network = WRAPPERS[name](OWN)
+    inputs = {'ids': jnp.arange(4) % 5, 'x': jax.random.normal(key, (4, 6))}
+    variables = network.init(key, jax.eval_shape(lambda: inputs))
+    alone = networks.member_variables(variables, 0) if name in ('ensemble', 'label_union', 'multitask') else variables
+    wanted = OWN.apply(alone, inputs)[0]
+    # Variables may be of any kind of mapping.
+    outputs, state = jax.jit(functools.partial(network.apply, train=True))(flax.core.freeze(variables), inputs, rng=key)
+    assert state == {}
+    # bfloat16 has 8 bits.
+    tolerance = 0.05 if name == 'mixed_precision' else 1e-5
+    np.testing.assert_allclose(outputs.logits, wanted.logits, rtol=tolerance, atol=tolerance)
+    assert outputs.logits.dtype == outputs.features.get('hidden', outputs.logits).dtype == jnp.float32

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax import networks, paths, pruning
+from kdjax import networks, paths, pruning, training
 
 STEPS = 200
 INPUTS = jax.ShapeDtypeStruct((2, 6), jnp.float32)
@@ -300,6 +300,60 @@ def test_update_without_params_is_an_error() -> None:
     optimizer = pruning.prune(optax.sgd(0.1), 0.5)
     with pytest.raises(ValueError, match='prune: update needs params'):
         optimizer.update(linen_params(), optimizer.init(linen_params()))
+
+
+PRUNED = pruning.prune(optax.adam(0.1), 0.5)
+OUTERMOST = {
+    'alone': PRUNED,
+    'of a chain': pruning.prune(optax.chain(optax.clip(1.0), optax.scale(-0.1)), 0.5),
+    'last in a chain': optax.chain(optax.clip(1.0), PRUNED),
+    'last by name': optax.named_chain(('b', optax.clip(1.0)), ('a', PRUNED)),
+    'last in the last chain': optax.chain(optax.clip(1.0), optax.chain(optax.clip(1.0), PRUNED)),
+    'in prune': pruning.prune(PRUNED, 0.5, leaves='layers_0/*'),
+    'averaged': training.average_parameters(PRUNED),
+    'accumulated': optax.MultiSteps(PRUNED, 2),
+    'some trained': training.train_only(pruning.prune(optax.adam(0.1), 0.5), 'layers_0/*'),
+    'if finite': optax.apply_if_finite(PRUNED, 3),
+    'injected': optax.inject_hyperparams(lambda rate: pruning.prune(optax.adam(rate), 0.5))(0.1),
+    'rewinding': pruning.rewinding(pruning.prune(optax.adam(0.1), pruning.one_shot(0.5, 2)), 1),
+    'nothing': optax.adamw(0.1),
+    'side by side': optax.partition({'a': PRUNED, 'b': PRUNED}, {'layers_0': 'a', 'layers_2': 'b'}),
+}
+COVERED = {
+    'before a scale': optax.chain(PRUNED, optax.scale(0.5)),
+    'before, by name': optax.named_chain(('b', PRUNED), ('a', optax.scale(0.5))),
+    'in a chain before a scale': optax.chain(optax.chain(optax.clip(1.0), PRUNED), optax.scale(0.5)),
+    'wrapped before a scale': optax.chain(training.average_parameters(PRUNED), optax.scale(0.5)),
+    'in wrappers': optax.MultiSteps(training.average_parameters(optax.chain(PRUNED, optax.scale(0.5))), 2),
+    'some trained': training.train_only(optax.chain(PRUNED, optax.scale(0.5)), 'layers_0/*'),
+    'injected': optax.inject_hyperparams(lambda rate: optax.chain(PRUNED, optax.scale(rate)))(0.1),
+    'in prune': pruning.prune(optax.chain(PRUNED, optax.scale(0.5)), 0.5),
+}
+
+
+@pytest.mark.parametrize('name', OUTERMOST)
+def test_prune_is_outermost(name: str) -> None:
+    pruning.check_outermost(OUTERMOST[name].init(linen_params()))
+    pruning.check_outermost(jax.eval_shape(OUTERMOST[name].init, linen_params()))
+
+
+@pytest.mark.parametrize('name', COVERED)
+def test_prune_before_something_else_in_a_chain_is_an_error(name: str) -> None:
+    state = COVERED[name].init(linen_params())
+    for found in (state, jax.eval_shape(COVERED[name].init, linen_params()), jax.jit(lambda x: x)(state)):
+        with pytest.raises(
+            ValueError, match=r'^prune must be the last of a chain, or .* optax.chain\(\.\.\., prune\(\.\.\.\)\)$'
+        ):
+            pruning.check_outermost(found)
+
+
+def test_prune_runs_without_jit() -> None:
+    params = {'kernel': jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+    optimizer = pruning.prune(optax.sgd(0.0), pruning.cubic(0.5, begin=0, end=1))
+    with jax.disable_jit():
+        updates, state = optimizer.update(params, optimizer.init(params)._replace(step=jnp.int32(1)), params)
+    np.testing.assert_array_equal(optax.apply_updates(params, updates)['kernel'], [[3, 0], [0, 2]])
+    assert state.sparsity == 0.5
 
 
 def test_extra_arguments_reach_the_inner_optimizer() -> None:

@@ -88,12 +88,12 @@ def test_fit_validates_and_keeps_the_averages():
         seen.append(jax.device_get(variables['params']))
         return {'accuracy': Average(float(len(seen)), 1.0)}
 
-    run = training.in_memory_epoch(problem.distillation, batch_size=24)
     fitted = training.fit(
-        run,
-        problem.start(),
-        problem.teacher_variables,
+        problem.distillation,
         problem.data,
+        problem.teacher_variables,
+        key=jax.random.key(0),
+        batch_size=24,
         epochs=2,
         validate=validate,
         variables_of=training.averaged_variables,

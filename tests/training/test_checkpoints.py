@@ -149,7 +149,7 @@ def test_damaged_metrics_of_an_older_checkpoint_cost_it_the_title_only(tmp_path)
         manager = training.checkpoint_manager(tmp_path, monitor='accuracy')
     with manager:
         assert training.restore_newest(manager, state_after(0), SETTINGS)[0] == 12
-        assert training.restore_best(manager, state_after(0), SETTINGS)[0] == 8
+        assert training.restore_best(manager, state_after(0))[0] == 8
 
 
 def test_a_damaged_best_checkpoint_makes_way_for_the_next_best(tmp_path):
@@ -159,7 +159,7 @@ def test_a_damaged_best_checkpoint_makes_way_for_the_next_best(tmp_path):
     shutil.rmtree(tmp_path / '4' / 'default' / 'd')
     manager = training.checkpoint_manager(tmp_path, monitor='accuracy')
     with manager, pytest.warns(UserWarning, match=r'the best checkpoint 4 in .* cannot be read; the next best counts'):
-        step, state = training.restore_best(manager, state_after(0), SETTINGS)
+        step, state = training.restore_best(manager, state_after(0))
     assert step == 8
     chex.assert_trees_all_equal(host(state), host(state_after(8)))
 
@@ -215,9 +215,8 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
 
     def fit(devices, epochs, **more):
         mesh = training.data_parallel(jax.devices()[:devices])
-        state, examples = training.replicate(mesh, (problem.init(jax.random.key(0), data), data))
-        run = training.in_memory_epoch(problem, batch_size=16, mesh=mesh)
-        return training.fit(run, state, None, examples, epochs=epochs, progress=False, **more)
+        arguments = {'key': jax.random.key(0), 'batch_size': 16, 'mesh': mesh, 'progress': False}
+        return training.fit(problem, data, epochs=epochs, **arguments, **more)
 
     whole, saved = fit(8, 3), None
     for epochs, devices in enumerate((8, 1, 4), start=1):
@@ -229,7 +228,7 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
             chex.assert_trees_all_equal(host(restored), saved)
             assert restored.params['kernel'].sharding.device_set == set(jax.devices()[:devices])
         fitted = fit(devices, epochs, directory=tmp_path)
-        assert fitted.resumed_from == epochs - 1
+        assert fitted.resumed_from == 4 * (epochs - 1)
         saved = host(fitted.state)
     chex.assert_trees_all_close(saved.params, host(whole.state).params, rtol=1e-5, atol=1e-5)
 
@@ -239,7 +238,7 @@ def test_the_best_is_found_where_the_newest_checkpoints_lie_within_an_epoch(tmp_
         training.save(manager, 4, state_after(4), {'accuracy': 0.5}, SETTINGS)
         for step in (5, 6, 7):
             training.save(manager, step, state_after(step), {}, SETTINGS)
-        assert training.restore_best(manager, state_after(0), SETTINGS)[0] == 4
+        assert training.restore_best(manager, state_after(0))[0] == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ['4', '6', '7']
 
 

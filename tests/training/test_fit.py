@@ -23,13 +23,15 @@ def problem():
 
 @pytest.fixture(scope='module')
 def one_epoch(problem):
-    return training.in_memory_epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
+    return training.in_memory_epoch(problem.distillation, batch_size=16, augment=SHIFT)
 
 
-def fit(problem, one_epoch, epochs, **more):
-    return training.fit(
-        one_epoch, problem.start(), problem.teacher_variables, problem.data, epochs=epochs, progress=False, **more
-    )
+SHIFT = data.augment.random_shift(pixels=1)
+
+
+def fit(problem, epochs=None, **more):
+    arguments = {'key': jax.random.key(0), 'batch_size': 16, 'augment': SHIFT, 'progress': False, **more}
+    return training.fit(problem.distillation, problem.data, problem.teacher_variables, epochs=epochs, **arguments)
 
 
 def host(state):
@@ -106,32 +108,32 @@ def test_epoch_on_eight_devices_equals_one():
     chex.assert_trees_all_close(host(alone).params, host(together).params, rtol=1e-5, atol=1e-5)
 
 
-def test_2n_epochs_equal_n_and_resume_and_n_bit_for_bit(problem, one_epoch, tmp_path):
-    whole = fit(problem, one_epoch, 4, directory=tmp_path / 'whole', validate=validate_with(problem))
-    fit(problem, one_epoch, 2, directory=tmp_path / 'halves', validate=validate_with(problem))
-    resumed = fit(problem, one_epoch, 4, directory=tmp_path / 'halves', validate=validate_with(problem))
-    assert (whole.resumed_from, resumed.resumed_from) == (0, 2)
+def test_2n_epochs_equal_n_and_resume_and_n_bit_for_bit(problem, tmp_path):
+    whole = fit(problem, 4, directory=tmp_path / 'whole', validate=validate_with(problem))
+    fit(problem, 2, directory=tmp_path / 'halves', validate=validate_with(problem))
+    resumed = fit(problem, 4, directory=tmp_path / 'halves', validate=validate_with(problem))
+    assert (whole.resumed_from, resumed.resumed_from) == (0, 8)
     chex.assert_trees_all_equal(host(whole.state), host(resumed.state))
-    assert whole.best_epoch == resumed.best_epoch
+    assert whole.best_step == resumed.best_step
     chex.assert_trees_all_equal(jax.device_get(whole.best_variables), jax.device_get(resumed.best_variables))
 
 
-def test_checkpointing_does_not_disturb_training(problem, one_epoch, tmp_path):
-    plain = fit(problem, one_epoch, 3)
-    saved = fit(problem, one_epoch, 3, directory=tmp_path / 'c', log=tmp_path / 'log.jsonl', validate=validate_with(problem))
+def test_checkpointing_does_not_disturb_training(problem, tmp_path):
+    plain = fit(problem, 3)
+    saved = fit(problem, 3, directory=tmp_path / 'c', log=tmp_path / 'log.jsonl', validate=validate_with(problem))
     chex.assert_trees_all_equal(host(plain.state), host(saved.state))
 
 
-def test_a_finished_run_is_returned_as_it_is(problem, one_epoch, tmp_path):
-    first = fit(problem, one_epoch, 2, directory=tmp_path / 'c')
-    again = fit(problem, one_epoch, 2, directory=tmp_path / 'c')
-    assert again.resumed_from == 2
+def test_a_finished_run_is_returned_as_it_is(problem, tmp_path):
+    first = fit(problem, 2, directory=tmp_path / 'c')
+    again = fit(problem, 2, directory=tmp_path / 'c')
+    assert again.resumed_from == 8
     chex.assert_trees_all_equal(host(first.state), host(again.state))
-    with pytest.raises(ValueError, match='holds 2 epochs, more than the 1 asked for'):
-        fit(problem, one_epoch, 1, directory=tmp_path / 'c')
+    with pytest.raises(ValueError, match='holds 8 steps, more than the 4 asked for'):
+        fit(problem, 1, directory=tmp_path / 'c')
 
 
-def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
+def test_best_step_is_kept_beside_the_newest(problem, tmp_path):
     accuracies = iter([0.1, 0.9, 0.3, 0.2, 0.1])
     kept = {}
 
@@ -140,35 +142,35 @@ def test_best_epoch_is_kept_beside_the_newest(problem, one_epoch, tmp_path):
         kept[accuracy] = jax.device_get(variables)
         return {'accuracy': metrics.Average(accuracy, 1.0)}
 
-    result = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
-    assert result.best_epoch == 2
+    result = fit(problem, 5, directory=tmp_path / 'c', validate=validate)
+    assert result.best_step == 8
     chex.assert_trees_all_equal(jax.device_get(result.best_variables), kept[0.9])
     assert sorted(int(path.name) for path in (tmp_path / 'c').iterdir() if path.is_dir()) == [8, 16, 20]
-    found = fit(problem, one_epoch, 5, directory=tmp_path / 'c', validate=validate)
-    assert found.best_epoch == 2
+    found = fit(problem, 5, directory=tmp_path / 'c', validate=validate)
+    assert found.best_step == 8
     chex.assert_trees_all_equal(jax.device_get(found.best_variables), kept[0.9])
 
 
-def test_of_equally_good_epochs_the_last_is_best_however_the_run_was_reached(problem, one_epoch, tmp_path):
+def test_of_equally_good_epochs_the_last_is_best_however_the_run_was_reached(problem, tmp_path):
     def validate(variables):
         return {'accuracy': metrics.Average(0.5, 1.0)}
 
-    fresh = fit(problem, one_epoch, 4, directory=tmp_path / 'c', validate=validate)
-    found = fit(problem, one_epoch, 4, directory=tmp_path / 'c', validate=validate)
-    assert fresh.best_epoch == found.best_epoch == 4
+    fresh = fit(problem, 4, directory=tmp_path / 'c', validate=validate)
+    found = fit(problem, 4, directory=tmp_path / 'c', validate=validate)
+    assert fresh.best_step == found.best_step == 16
     chex.assert_trees_all_equal(jax.device_get(fresh.best_variables), jax.device_get(found.best_variables))
 
 
 @pytest.mark.parametrize('measured', [{'accuracy': metrics.Average(np.nan, 1.0)}, {'nll': metrics.Average(1.0, 1.0)}])
-def test_a_monitor_that_is_missing_or_not_finite_is_an_error(problem, one_epoch, measured):
-    with pytest.raises(ValueError, match="the metric 'accuracy' of epoch 1 is missing or not finite"):
-        fit(problem, one_epoch, 2, validate=lambda variables: measured)
+def test_a_monitor_that_is_missing_or_not_finite_is_an_error(problem, measured):
+    with pytest.raises(ValueError, match="the metric 'accuracy' after step 4 is missing or not finite"):
+        fit(problem, 2, validate=lambda variables: measured)
 
 
-def test_a_folder_without_validation_has_no_best_epoch(problem, one_epoch, tmp_path):
-    fit(problem, one_epoch, 1, directory=tmp_path / 'c')
-    with pytest.raises(ValueError, match='was trained without validation, so it has no best epoch'):
-        fit(problem, one_epoch, 1, directory=tmp_path / 'c', validate=validate_with(problem))
+def test_a_folder_without_validation_has_no_best_step(problem, tmp_path):
+    fit(problem, 1, directory=tmp_path / 'c')
+    with pytest.raises(ValueError, match='was trained without validation, so nothing in it is best'):
+        fit(problem, 1, directory=tmp_path / 'c', validate=validate_with(problem))
 
 
 @pytest.mark.parametrize('steps_per_dispatch', [1, 2])
@@ -188,24 +190,24 @@ def test_an_epoch_that_is_stopped_goes_on_where_it_stands(steps_per_dispatch):
     assert [len(part) for part in totals] == [6, steps_per_dispatch, 6 - steps_per_dispatch]
 
 
-def test_two_runs_of_one_seed_are_equal_bit_for_bit(problem, one_epoch, tmp_path):
+def test_two_runs_of_one_seed_are_equal_bit_for_bit(problem, tmp_path):
     runs = []
     for name in ('one', 'other'):
         # Compiled anew, with augmentation, dropout and checkpoints.
-        again = training.in_memory_epoch(problem.distillation, batch_size=16, augment=data.augment.random_shift(pixels=1))
-        runs.append(fit(problem, again, 2, directory=tmp_path / name, log=tmp_path / f'{name}.jsonl', name='run'))
+        again = data.augment.random_shift(pixels=1)
+        runs.append(fit(problem, 2, augment=again, directory=tmp_path / name, log=tmp_path / f'{name}.jsonl', name='run'))
     chex.assert_trees_all_equal(host(runs[0].state), host(runs[1].state))
     assert (tmp_path / 'one.jsonl').read_text() == (tmp_path / 'other.jsonl').read_text()
 
 
-def test_log_holds_every_epoch_once_even_after_a_crash(problem, one_epoch, tmp_path):
+def test_log_holds_every_epoch_once_even_after_a_crash(problem, tmp_path):
     log = tmp_path / 'log.jsonl'
     other = json.dumps({'run': 'other', 'epoch': 9, 'step': 36})
     log.write_text(other + '\n')
-    fit(problem, one_epoch, 2, directory=tmp_path / 'c', log=log, name='a')
+    fit(problem, 2, directory=tmp_path / 'c', log=log, name='a')
     with log.open('a') as file:  # an epoch after the last checkpoint, and half a line: what a killed run leaves
         file.write(json.dumps({'run': 'a', 'epoch': 3, 'step': 12, 'loss': 1.0}) + '\n{"run": "a", "epo')
-    fit(problem, one_epoch, 4, directory=tmp_path / 'c', log=log, name='a')
+    fit(problem, 4, directory=tmp_path / 'c', log=log, name='a')
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert records[0] == json.loads(other)
     assert [(r['epoch'], r['step']) for r in records[1:]] == [(1, 4), (2, 8), (3, 12), (4, 16)]
@@ -215,49 +217,49 @@ def test_log_holds_every_epoch_once_even_after_a_crash(problem, one_epoch, tmp_p
 @pytest.mark.filterwarnings(  # Orbax's own abandoned coroutines
     'ignore::pytest.PytestUnraisableExceptionWarning', 'ignore:coroutine .* was never awaited:RuntimeWarning'
 )
-def test_half_written_newest_checkpoint_is_passed_over(problem, one_epoch, tmp_path):
-    whole = fit(problem, one_epoch, 3, directory=tmp_path / 'whole')
-    fit(problem, one_epoch, 2, directory=tmp_path / 'c')
+def test_half_written_newest_checkpoint_is_passed_over(problem, tmp_path):
+    whole = fit(problem, 3, directory=tmp_path / 'whole')
+    fit(problem, 2, directory=tmp_path / 'c')
     for file in (tmp_path / 'c' / '8' / 'default').rglob('*'):
         if file.is_file() and file.parent.name == 'd':
             file.write_bytes(file.read_bytes()[:10])
     with pytest.warns(UserWarning, match='checkpoint 8 .* cannot be read; training resumes from 4'):
-        resumed = fit(problem, one_epoch, 3, directory=tmp_path / 'c')
-    assert resumed.resumed_from == 1
+        resumed = fit(problem, 3, directory=tmp_path / 'c')
+    assert resumed.resumed_from == 4
     chex.assert_trees_all_equal(host(whole.state), host(resumed.state))
     gc.collect()  # here, where the warning is let pass
 
 
-def test_checkpoint_of_another_model_is_refused_and_left_alone(problem, one_epoch, tmp_path):
-    fit(problem, one_epoch, 1, directory=tmp_path / 'c')
+def test_checkpoint_of_another_model_is_refused_and_left_alone(problem, tmp_path):
+    fit(problem, 1, directory=tmp_path / 'c')
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / 'c').rglob('*'))
     wider = networks.from_linen(nn.Dense(3))
     other = training.supervised(wider, objectives.hard_labels(), optax.sgd(0.1))
     flat = {'inputs': problem.data['inputs'].reshape(72, -1), 'labels': problem.data['labels']}
     with pytest.raises(ValueError, match=r'is of another model or recipe: .* choose another folder'):
-        training.fit(
-            training.in_memory_epoch(other, batch_size=8),
-            other.init(jax.random.key(0), flat),
-            None,
-            flat,
-            epochs=2,
-            directory=tmp_path / 'c',
-        )
+        training.fit(other, flat, key=jax.random.key(0), batch_size=8, epochs=2, directory=tmp_path / 'c')
     assert before == sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / 'c').rglob('*'))
 
 
-def test_non_finite_loss_names_step_and_term_and_keeps_the_last_good_checkpoint(problem, one_epoch, tmp_path):
-    directory = tmp_path / 'c'
-    fit(problem, one_epoch, 1, directory=directory)
-    spoilt = {**problem.data, 'inputs': np.where(np.arange(72)[:, None, None, None] == 5, np.nan, problem.data['inputs'])}
-    spoilt['inputs'] = spoilt['inputs'].astype(np.float32)
+def spoilt_from(step):
+    """A term that is NaN from a step on, whatever the batch."""
+    return objectives.from_function(
+        'spoilt',
+        lambda student, teacher, batch, at: jnp.mean(student.logits) * at,
+        at=lambda now: jnp.where(now < step, 1.0, jnp.nan),
+    )
+
+
+def test_non_finite_loss_names_step_and_term_and_keeps_the_last_good_checkpoint(tmp_path):
+    network = networks.from_linen(nn.Dense(3))
+    problem = training.supervised(network, objectives.hard_labels() + 0.0 * spoilt_from(6), optax.sgd(0.1))
+    examples = {'inputs': np.ones((16, 2), np.float32), 'labels': np.zeros(16, np.int32)}
+    arguments = {'key': jax.random.key(0), 'batch_size': 4, 'directory': tmp_path, 'progress': False}
     with pytest.raises(
-        training.NonFiniteLossError, match=r'not finite at step [4-7], from term hard.*last good checkpoint is in'
+        training.NonFiniteLossError, match=r'not finite at step 6, from term spoilt; the last good checkpoint is in'
     ):
-        training.fit(
-            one_epoch, problem.start(), problem.teacher_variables, spoilt, epochs=3, directory=directory, progress=False
-        )
-    assert [int(path.name) for path in directory.iterdir() if path.is_dir()] == [4]
+        training.fit(problem, examples, epochs=3, **arguments)
+    assert [int(path.name) for path in tmp_path.iterdir() if path.is_dir()] == [4]
 
 
 def test_non_finite_term_of_a_nested_objective_is_named():
@@ -266,14 +268,27 @@ def test_non_finite_term_of_a_nested_objective_is_named():
     objective = objectives.combine(good=objectives.hard_labels(), outer=bad + objectives.hard_labels())
     problem = training.supervised(network, objective, optax.sgd(0.1))
     examples = {'inputs': np.array([[1.0], [-1.0]], np.float32), 'labels': np.zeros(2, np.int32)}
-    state = problem.init(jax.random.key(0), examples)
     with pytest.raises(training.NonFiniteLossError, match=r'from term outer/bad; no checkpoints are kept'):
-        training.fit(training.in_memory_epoch(problem, batch_size=2), state, None, examples, epochs=1)
+        training.fit(problem, examples, key=jax.random.key(0), batch_size=2, epochs=1, progress=False)
 
 
 def test_bad_arguments(problem, one_epoch):
-    with pytest.raises(ValueError, match='epochs and every must be at least 1, got 0 and 1'):
-        fit(problem, one_epoch, 0)
+    for wrong, message in (
+        ({'epochs': 0}, 'epochs must be a whole number of at least 1, got 0'),
+        ({'steps': 2.5}, 'steps must be a whole number of at least 1, got 2.5'),
+        ({}, 'give either epochs or steps'),
+        ({'epochs': 1, 'steps': 1}, 'give either epochs or steps'),
+        ({'epochs': 1, 'every': 0}, 'every must be above 0, got 0'),
+        ({'epochs': 1, 'every': np.nan}, 'every must be above 0, got nan'),
+        ({'epochs': 1, 'patience': 1}, 'target and patience need validate'),
+        ({'epochs': 1, 'skip_nonfinite': -1}, 'skip_nonfinite must be at least 0, got -1'),
+        ({'epochs': 1, 'validate': len, 'monitor': 'mine'}, "is 'mine' best where it is largest or smallest"),
+        ({'epochs': 1, 'validate': len, 'mode': 'maximum'}, "mode must be 'min' or 'max', got 'maximum'"),
+        ({'epochs': 1, 'batch_size': None}, 'data in memory need a batch_size'),
+        ({'epochs': 1, 'batch_size': 100}, 'the training split has 72 examples, fewer than one batch of 100'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(problem, **wrong)
     with pytest.raises(ValueError, match='batch_size must be at least 1'):
         training.in_memory_epoch(problem.distillation, batch_size=0)
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices'):
@@ -282,10 +297,10 @@ def test_bad_arguments(problem, one_epoch):
         one_epoch(problem.start(), problem.teacher_variables, {name: x[:8] for name, x in problem.data.items()})
 
 
-def test_no_warning_in_an_ordinary_run(problem, one_epoch, tmp_path):
+def test_no_warning_in_an_ordinary_run(problem, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        fit(problem, one_epoch, 1, directory=tmp_path / 'c', log=tmp_path / 'log.jsonl', validate=validate_with(problem))
+        fit(problem, 1, directory=tmp_path / 'c', log=tmp_path / 'log.jsonl', validate=validate_with(problem))
 
 
 def test_jnp_data_and_numpy_data_are_the_same(problem, one_epoch):
@@ -302,14 +317,146 @@ def traced_once(problem):
 
 
 def test_a_run_with_validation_and_a_resume_traces_its_step_once(problem, tmp_path):
-    run = training.in_memory_epoch(traced_once(problem), batch_size=16)
+    once = problem._replace(distillation=traced_once(problem))
     more = {'validate': validate_with(problem), 'directory': tmp_path}
-    fit(problem, run, 2, **more)
-    assert fit(problem, run, 4, **more).resumed_from == 2
+    fit(once, 2, **more)
+    assert fit(once, 4, **more).resumed_from == 8
 
 
 def test_another_batch_size_traces_the_step_again(problem):
-    distillation = traced_once(problem)
-    fit(problem, training.in_memory_epoch(distillation, batch_size=8), 1)
+    once = problem._replace(distillation=traced_once(problem))
+    fit(once, 1, batch_size=8)
     with pytest.raises(AssertionError, match='traced > 1 times'):
-        fit(problem, training.in_memory_epoch(distillation, batch_size=16), 1)
+        fit(once, 1)
+
+
+def flat_problem(objective=None, rate=0.1):
+    network = networks.from_linen(nn.Dense(3))
+    return training.distillation(network, None, objective or objectives.hard_labels(), optax.sgd(rate))
+
+
+FLAT = {
+    'inputs': np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32),
+    'labels': np.arange(80, dtype=np.int32) % 3,
+}
+
+
+def fit_flat(problem, **more):
+    return training.fit(problem, FLAT, **{'key': jax.random.key(0), 'batch_size': 2, 'progress': False, **more})
+
+
+def says(*values, name='accuracy'):
+    """A validation that gives these numbers, one after the other."""
+    left = iter(values)
+    return lambda variables: {name: next(left)}
+
+
+def test_one_epoch_logs_validates_and_saves_as_often_as_asked(tmp_path):
+    records = []
+    arguments = {'log': tmp_path / 'log.jsonl', 'directory': tmp_path / 'c', 'on_record': records.append}
+    fit_flat(flat_problem(), epochs=1, every=0.25, validate=says(0.1, 0.9, 0.2, 0.3), **arguments)
+    assert [record['step'] for record in records] == [10, 10, 20, 20, 30, 30, 40, 40]
+    assert [record['validation/accuracy'] for record in records[1::2]] == [0.1, 0.9, 0.2, 0.3]
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert lines == [{'run': 'train', **record} for record in records]
+    assert {'loss', 'gradient_norm', 'epoch'} <= records[0].keys()
+    assert sorted(int(path.name) for path in (tmp_path / 'c').iterdir()) == [20, 30, 40], 'the best and the newest two'
+
+
+def test_a_nan_of_the_first_steps_is_found_within_one_interval():
+    seen = []
+    with pytest.raises(training.NonFiniteLossError, match='the loss is not finite at step 2, from term spoilt'):
+        fit_flat(
+            flat_problem(objectives.hard_labels() + spoilt_from(2)), steps=40, every=4, validate=lambda v: seen.append(0) or {}
+        )
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    'monitor,mode,values,best',
+    [
+        ('nll', None, (0.9, 0.2, 0.5, 0.6), 20),
+        ('accuracy', None, (0.9, 0.2, 0.5, 0.6), 10),
+        ('accuracy', 'min', (0.9, 0.2, 0.5, 0.6), 20),
+        ('mine', 'min', (0.9, 0.5, 0.2, 0.2), 40),
+        ('top_5_accuracy', None, (0.1, 0.2, 0.3, 0.3), 40),
+    ],
+)
+def test_the_best_is_the_largest_or_the_smallest_as_the_metric_has_it(monitor, mode, values, best, tmp_path):
+    for directory in (None, tmp_path):
+        fitted = fit_flat(
+            flat_problem(),
+            steps=40,
+            every=10,
+            validate=says(*values, name=monitor),
+            monitor=monitor,
+            mode=mode,
+            directory=directory,
+        )
+        assert fitted.best_step == best
+    with training.checkpoint_manager(
+        tmp_path, monitor=monitor, mode='min' if mode == 'min' or monitor == 'nll' else 'max'
+    ) as it:
+        assert it.best_step() == best
+
+
+def test_patience_ends_a_run_and_counts_on_where_a_run_was_stopped(tmp_path):
+    arguments = {'every': 10, 'patience': 2}
+    whole = fit_flat(flat_problem(), steps=80, validate=says(0.5, 0.6, 0.3, 0.4), **arguments)
+    assert (int(whole.state.step), whole.best_step) == (40, 20)
+    arguments['directory'] = tmp_path
+    fit_flat(flat_problem(), steps=30, validate=says(0.5, 0.6, 0.3), **arguments)
+    resumed = fit_flat(flat_problem(), steps=80, validate=says(0.4), **arguments)
+    assert (int(resumed.state.step), resumed.best_step) == (40, 20)
+    ended = fit_flat(flat_problem(), steps=80, validate=says(), **arguments)
+    assert (int(ended.state.step), ended.best_step) == (40, 20)
+
+
+def test_the_log_tells_the_learning_rate_where_the_optimizer_does():
+    records = []
+    schedule = optax.inject_hyperparams(optax.sgd)(learning_rate=optax.linear_schedule(0.4, 0.0, 4))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), schedule)
+    network = networks.from_linen(nn.Dense(3))
+    problem = training.distillation(network, None, objectives.hard_labels(), optimizer)
+    fit_flat(problem, steps=4, every=1, on_record=records.append)
+    np.testing.assert_allclose([record['learning_rate'] for record in records], [0.4, 0.3, 0.2, 0.1], rtol=1e-6)
+    gradient = jax.grad(
+        lambda params: optax.losses.softmax_cross_entropy_with_integer_labels(
+            FLAT['inputs'] @ params['kernel'] + params['bias'][None], jnp.asarray(FLAT['labels'])
+        ).mean()
+    )
+    whole = []
+    training.fit(
+        problem,
+        FLAT,
+        key=jax.random.key(1),
+        batch_size=80,
+        steps=1,
+        student_variables={'params': START},
+        on_record=whole.append,
+    )
+    assert whole[0]['gradient_norm'] == pytest.approx(float(optax.tree.norm(gradient(START))), rel=1e-5)
+
+
+START = {'kernel': jnp.array([[0.5, -1.0, 0.2], [0.1, 0.3, -0.7]]), 'bias': jnp.zeros(3)}
+
+
+def test_a_term_that_was_added_dropped_or_renamed_is_named(tmp_path):
+    hard, size = objectives.hard_labels(), objectives.from_function('size', lambda s, t, batch: jnp.mean(s.logits**2))
+    fit_flat(flat_problem(hard + size), steps=2, directory=tmp_path)
+    for objective, message in (
+        (hard, 'it has the term size, which the objective lacks; choose another folder'),
+        (hard + size + size, 'it lacks the term size_2 of the objective; choose'),
+        (hard + objectives.combine(norm=size), 'it has the term size, which the objective lacks and it lacks the term norm'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_flat(flat_problem(objective), steps=4, directory=tmp_path)
+
+
+def test_a_run_on_other_data_or_another_key_is_refused(tmp_path):
+    fit_flat(flat_problem(), steps=2, directory=tmp_path)
+    with pytest.raises(ValueError, match='holds a run with another key'):
+        fit_flat(flat_problem(), steps=4, directory=tmp_path, key=jax.random.key(1))
+    moved = {**FLAT, 'inputs': FLAT['inputs'] + np.float32(1e-6)}
+    with pytest.raises(ValueError, match=r'of a run with data [0-9a-f]{16}, not [0-9a-f]{16}: its steps were other batches'):
+        training.fit(flat_problem(), moved, key=jax.random.key(0), batch_size=2, steps=4, directory=tmp_path)

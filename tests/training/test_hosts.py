@@ -56,7 +56,7 @@ def test_two_hosts_train_as_one_and_keep_one_checkpoint_and_one_log(tmp_path):
     expected = hosts_worker.run(one, training.data_parallel(fsdp=8))
     results = [json.loads((two / f'result{number}.json').read_text()) for number in range(2)]
     assert results[0] == results[1], 'all hosts see the same numbers'
-    assert (results[0]['devices'], results[0]['resumed_from'], results[0]['share']) == ([4, 8], 1, 1 / 8)
+    assert (results[0]['devices'], results[0]['resumed_from'], results[0]['share']) == ([4, 8], 4, 1 / 8)
     assert results[0]['joined'] == [64, 8, 8, 1, 8, 8, 8, 1]
     assert results[0]['joined_as_read'], 'each host gave half of the examples'
     for name, value in expected['measured'].items():
@@ -69,7 +69,7 @@ def test_two_hosts_train_as_one_and_keep_one_checkpoint_and_one_log(tmp_path):
             np.testing.assert_allclose(other[name], line[name], rtol=1e-6, err_msg=name)
     # One process with another mesh takes up what the two have written.
     restored = hosts_worker.run(two, training.data_parallel(fsdp=4), calls=(2,))
-    assert (restored['resumed_from'], restored['share']) == (2, 1 / 4)
+    assert (restored['resumed_from'], restored['share']) == (8, 1 / 4)
     assert restored['kernel'] == results[0]['kernel']
 
 

@@ -32,25 +32,32 @@ class Config:
 
 def host(fitted):
     state = fitted.state._replace(key=jax.random.key_data(fitted.state.key))
-    return jax.device_get((state, fitted.best_variables, fitted.best_epoch))
+    return jax.device_get((state, fitted.best_variables, fitted.best_step))
 
 
-def asked_to_stop_after(*steps):
-    """The epoch, during which SIGTERM arrives while one of these steps runs."""
+@pytest.fixture
+def stopped_after(monkeypatch):
+    """A function that has SIGTERM arrive while one of some steps runs, in every run from then on."""
+    listen = preemption.notices
 
-    def run(state, teacher_variables, data, stop, begin):
-        step = begin
+    def stopped_after(*steps):
+        @contextlib.contextmanager
+        def notices(begun):
+            with listen(begun) as stop:
+                step = begun
 
-        def arrives():
-            nonlocal step
-            step += 1
-            if step in steps:
-                signal.raise_signal(signal.SIGTERM)
-            return stop()
+                def asked(*arguments):
+                    nonlocal step
+                    step += not arguments
+                    if not arguments and step in steps:
+                        signal.raise_signal(signal.SIGTERM)
+                    return stop(*arguments)
 
-        return interrupted.epoch(state, teacher_variables, data, arrives, begin)
+                yield asked
 
-    return interrupted.epoch._replace(run=run)
+        monkeypatch.setattr(preemption, 'notices', notices)
+
+    return stopped_after
 
 
 @pytest.fixture(scope='module')
@@ -63,26 +70,30 @@ def lines(folder):
 
 
 @pytest.mark.parametrize('every', [1, 2])
-def test_a_run_stopped_within_epochs_and_at_their_ends_ends_with_the_same_numbers(undisturbed, tmp_path, every):
+def test_a_run_stopped_within_epochs_and_at_their_ends_ends_with_the_same_numbers(undisturbed, tmp_path, stopped_after, every):
     before = signal.getsignal(signal.SIGTERM)
     whole = host(interrupted.fit(epochs=5, every=every))
     for step in (1, 6, 7, 12, 20):
+        stopped_after(step)
         with pytest.raises(training.Preempted, match=f'at step {step}, which is saved in .*same command resumes') as raised:
-            interrupted.fit(tmp_path, asked_to_stop_after(step), epochs=5, every=every)
+            interrupted.fit(tmp_path, epochs=5, every=every)
         assert len(str(raised.value).splitlines()) == 1
         assert (tmp_path / 'checkpoints' / str(step)).is_dir()
         assert signal.getsignal(signal.SIGTERM) is before
+    stopped_after()
     resumed = interrupted.fit(tmp_path, epochs=5, every=every)
-    assert resumed.resumed_from == 5
+    assert resumed.resumed_from == 20
     chex.assert_trees_all_equal(host(resumed), whole)
     if every == 1:
         chex.assert_trees_all_equal(host(resumed), undisturbed)
 
 
-def test_the_log_has_a_line_for_each_part_of_an_epoch(tmp_path):
+def test_the_log_has_a_line_for_each_part_of_an_epoch(tmp_path, stopped_after):
     for step in (6, 7):
+        stopped_after(step)
         with pytest.raises(training.Preempted):
-            interrupted.fit(tmp_path, asked_to_stop_after(step), epochs=3)
+            interrupted.fit(tmp_path, epochs=3)
+    stopped_after()
     interrupted.fit(tmp_path, epochs=3)
     trained = [(line['epoch'], line['step']) for line in lines(tmp_path) if 'loss' in line]
     validated = [(line['epoch'], line['step']) for line in lines(tmp_path) if 'validation/accuracy' in line]
@@ -90,28 +101,26 @@ def test_the_log_has_a_line_for_each_part_of_an_epoch(tmp_path):
     assert validated == [(1, 4), (2, 8), (3, 12)]
 
 
-def test_without_a_folder_nothing_is_kept_and_the_message_says_so():
+def test_without_a_folder_nothing_is_kept_and_the_message_says_so(stopped_after):
+    stopped_after(2)
     with pytest.raises(training.Preempted, match='at step 2; nothing is kept, as there is no folder'):
-        interrupted.fit(run=asked_to_stop_after(2), epochs=5)
+        interrupted.fit(epochs=5)
 
 
-def test_other_batches_are_refused_within_an_epoch_and_after_it(tmp_path):
+def test_other_batches_are_refused_within_an_epoch_and_after_it(tmp_path, stopped_after):
+    turned = {**interrupted.data, 'labels': 2 - interrupted.data['labels']}
     for step in (4, 6):
+        stopped_after(step)
         with pytest.raises(training.Preempted):
-            interrupted.fit(tmp_path, asked_to_stop_after(step), epochs=5)
-        other = training.in_memory_epoch(interrupted.problem, batch_size=7)
-        with pytest.raises(ValueError, match=r'of a run with batch_size 8, not 7: .* another folder'):
-            interrupted.fit(tmp_path, other, epochs=5)
-        fewer = {name: x[:33] for name, x in interrupted.data.items()}
-        with pytest.raises(ValueError, match='of a run with examples 35, not 33'):
-            training.fit(
-                interrupted.epoch,
-                interrupted.problem.init(jax.random.key(0), fewer),
-                None,
-                fewer,
-                epochs=5,
-                directory=tmp_path / 'checkpoints',
-            )
+            interrupted.fit(tmp_path, epochs=5)
+        for other, message in (
+            ({'batch_size': 7}, r'of a run with batch_size 8, not 7: .* another folder'),
+            ({'data': {name: x[:33] for name, x in interrupted.data.items()}}, 'of a run with examples 35, not 33'),
+            ({'data': turned}, r'of a run with data [0-9a-f]*, not [0-9a-f]*: its steps were other batches'),
+            ({'key': jax.random.key(1)}, 'a run with another key, whose steps were other batches: choose another folder'),
+        ):
+            with pytest.raises(ValueError, match=message):
+                interrupted.fit(tmp_path, epochs=5, **other)
 
 
 def test_a_signal_that_nobody_acted_upon_goes_to_the_earlier_handler():
@@ -140,11 +149,12 @@ def test_other_threads_train_as_ever(undisturbed):
     chex.assert_trees_all_equal(ended[0], undisturbed)
 
 
-def test_a_command_that_sigterm_stopped_says_so_in_one_line_and_ends_with_143(monkeypatch, capsys, tmp_path):
+def test_a_command_that_sigterm_stopped_says_so_in_one_line_and_ends_with_143(monkeypatch, capsys, tmp_path, stopped_after):
     monkeypatch.setattr(sys, 'argv', ['command', '--folder', str(tmp_path)])
 
     def main(config):
-        interrupted.fit(config.folder, asked_to_stop_after(3), epochs=5)
+        stopped_after(3)
+        interrupted.fit(config.folder, epochs=5)
 
     with pytest.raises(SystemExit) as ended:
         runs.command_line(Config, main)
@@ -187,7 +197,7 @@ def test_a_program_that_is_killed_and_terminated_ends_with_the_same_numbers(tmp_
     assert code == 1, errors
     assert f'Preempted: stopped by SIGTERM at step {newest(tmp_path)}, which is saved in' in errors.splitlines()[-1]
     resumed = interrupted.fit(tmp_path)
-    assert 30 <= resumed.resumed_from < interrupted.EPOCHS
+    assert 120 <= resumed.resumed_from < interrupted.EPOCHS * interrupted.STEPS
     chex.assert_trees_all_equal(host(resumed), host(interrupted.fit()))
     whole = [line['epoch'] for line in lines(tmp_path) if 'validation/accuracy' in line]
     assert whole == list(range(1, interrupted.EPOCHS + 1))

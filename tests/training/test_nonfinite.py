@@ -132,14 +132,17 @@ def small():
     inputs = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     inputs[5] = np.nan
     data = {'inputs': inputs, 'labels': np.zeros(16, np.int32)}
-    return problem, problem.init(jax.random.key(0), data), data
+    return problem, data
+
+
+def fit(problem, data, **more):
+    return training.fit(problem, data, key=jax.random.key(0), batch_size=4, progress=False, **more)
 
 
 def test_fit_tolerates_as_many_skipped_steps_as_it_is_told(tmp_path):
-    problem, state, data = small()
-    run = training.in_memory_epoch(training.skip_nonfinite(problem), batch_size=4)
+    problem, data = small()
     log = tmp_path / 'log.jsonl'
-    fitted = training.fit(run, state, None, data, epochs=3, skip_nonfinite=3, log=log, progress=False)
+    fitted = fit(problem, data, epochs=3, skip_nonfinite=3, log=log)
     assert np.isfinite(host(fitted.state).params['kernel']).all()
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [record['skipped'] for record in records] == [0.25, 0.25, 0.25]
@@ -147,11 +150,10 @@ def test_fit_tolerates_as_many_skipped_steps_as_it_is_told(tmp_path):
 
 
 def test_one_more_is_an_error_that_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    problem, state, data = small()
-    run = training.in_memory_epoch(training.skip_nonfinite(problem), batch_size=4)
+    problem, data = small()
     message = r'step 1?[0-9] is not finite, and no more steps may be skipped; the last good checkpoint is in'
     with pytest.raises(training.NonFiniteLossError, match=message) as raised:
-        training.fit(run, state, None, data, epochs=4, skip_nonfinite=2, directory=tmp_path, progress=False)
+        fit(problem, data, epochs=4, skip_nonfinite=2, directory=tmp_path)
     assert 8 <= int(str(raised.value).split()[1]) < 12
     assert max(int(path.name) for path in tmp_path.iterdir()) == 8
     with training.checkpoint_manager(tmp_path) as manager:
@@ -162,7 +164,7 @@ def test_one_more_is_an_error_that_names_the_step_and_keeps_the_last_good_checkp
 
 
 def test_an_experiment_skips_if_it_is_told_to(tmp_path):
-    problem, _, data = small()
+    problem, data = small()
     run = runs.prepare(problem, data, epochs=2, batch_size=4, skip_nonfinite=2)
     fitted = runs.train(run, data, seed=0, output=tmp_path, name='a', every=1)
     assert np.isfinite(host(fitted.state).params['kernel']).all()
@@ -173,10 +175,13 @@ def test_an_experiment_skips_if_it_is_told_to(tmp_path):
         runs.prepare(problem, data, epochs=2, batch_size=4, skip_nonfinite=-1)
 
 
-def test_skipping_needs_a_problem_that_skips():
-    problem, state, data = small()
-    clean = {**data, 'inputs': np.nan_to_num(data['inputs'])}
-    with pytest.raises(ValueError, match=r'skip_nonfinite needs an epoch of a problem that training\.skip_nonfinite made'):
-        training.fit(training.in_memory_epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=1)
-    with pytest.raises(ValueError, match='skip_nonfinite must be at least 0, got -1'):
-        training.fit(training.in_memory_epoch(problem, batch_size=4), state, None, clean, epochs=1, skip_nonfinite=-1)
+def test_a_gradient_and_parameters_that_are_not_finite_stop_a_run_whose_loss_is():
+    network = networks.from_linen(nn.Dense(2))
+    data = {'inputs': np.ones((8, 3), np.float32), 'labels': np.zeros(8, np.int32)}
+    rooted = objectives.from_function('rooted', lambda student, teacher, batch: jnp.sqrt(0.0 * student.logits[:, 0]))
+    with pytest.raises(training.NonFiniteLossError, match=r'the gradient is not finite at step 0, though the loss is; no'):
+        fit(training.distillation(network, None, rooted, optax.sgd(0.1)), data, epochs=1)
+    leaping = optax.sgd(lambda step: jnp.where(step < 1, 0.1, jnp.inf))
+    problem = training.distillation(network, None, objectives.hard_labels(), leaping)
+    with pytest.raises(training.NonFiniteLossError, match=r'a parameter is not finite after step 2; no checkpoints are kept'):
+        fit(problem, data, epochs=1)

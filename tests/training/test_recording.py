@@ -1,6 +1,10 @@
 """Recorded teachers: training from disk is training with the teacher, and what does not belong together is refused."""
 
+import functools
 import json
+import os
+import subprocess
+import sys
 
 import chex
 import flax.linen as nn
@@ -10,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import losses, networks, objectives, training
+from kdjax import losses, models, networks, objectives, training
+from kdjax.training import augmentation, fingerprints
 
 CLASSES = 10
 RNG = np.random.default_rng(0)
@@ -96,6 +101,7 @@ def test_training_from_the_largest_logits_is_training_with_those_of_the_teacher(
         'top_logits': ((26, 2, 3), 'float32'),
         'top_indices': ((26, 2, 3), 'int32'),
         'rest': ((26, 2), 'float32'),
+        'recorded_views': ((26,), 'uint32'),
     }
     with_teacher, live_losses = train(live(objectives.from_function('soft', top_k_of_the_teacher)), variables, DATA, VIEWS)
     from_disk, recorded_losses = train(
@@ -156,11 +162,12 @@ def counting(calls):
 
 
 def test_a_finished_recording_is_found_and_an_unfinished_one_is_made_again(small, variables):
+    """To find one the teacher is traced, once, and does not run."""
     calls = []
     arguments = (counting(calls), variables, DATA, small)
     before = np.array(training.recorded_teacher(small)['teacher_logits'])
     again = training.record_teacher(*arguments, batch_size=13, views=VIEWS)
-    assert not calls
+    assert calls == [(13, 6, 6, 1)]
     np.testing.assert_array_equal(before, again['teacher_logits'])
     # As a kill leaves it: half a file and no manifest.
     (small / 'manifest.json').unlink()
@@ -169,7 +176,7 @@ def test_a_finished_recording_is_found_and_an_unfinished_one_is_made_again(small
     with pytest.raises(ValueError, match='holds no finished recording of a teacher: run record_teacher'):
         training.recorded_teacher(small)
     made = training.record_teacher(*arguments, batch_size=13, views=VIEWS)
-    assert calls == [(13, 6, 6, 1)]
+    assert calls == 2 * [(13, 6, 6, 1)]
     np.testing.assert_array_equal(before, made['teacher_logits'])
 
 
@@ -203,6 +210,107 @@ def test_what_a_recording_is_not_of_is_refused(small, variables):
             training.record_teacher(TEACHER, *arguments, small, **settings)
 
 
+def small_network(activation=nn.relu, dtype=None):
+    """A network of its own, whatever was traced before, that has the variables of all others."""
+
+    def apply(variables, inputs, **_):
+        kernel = variables['params'].astype(dtype or jnp.float32)
+        hidden = activation(inputs.reshape(len(inputs), -1).astype(kernel.dtype) @ kernel + jnp.asarray(OFFSET, kernel.dtype))
+        return networks.Outputs(jax.lax.scan(lambda x, _: (jnp.sin(x), None), hidden, length=2)[0]), {}
+
+    return networks.Network(lambda key, inputs: {'params': jnp.ones((36, 3))}, apply)
+
+
+OFFSET = np.linspace(0, 1, 3)[None]
+
+
+def test_the_same_variables_in_another_program_are_refused(tmp_path):
+    """Such as another activation, precision or preprocessing: it gives other logits."""
+    variables = {'params': RNG.standard_normal((36, 3), np.float32)}
+    record = functools.partial(training.record_teacher, variables=variables, data=DATA, folder=tmp_path)
+    wanted = np.array(record(small_network())['teacher_logits'])
+    jax.clear_caches()
+    for same in (small_network(), networks.rematerialize(small_network())):
+        np.testing.assert_array_equal(record(same, batch_size=7)['teacher_logits'], wanted)
+    for other in (
+        small_network(activation=jnp.tanh),
+        small_network(dtype=jnp.bfloat16),
+        networks.preprocess(small_network(), lambda x: x.astype(jnp.float32) / 255),
+        networks.postprocess(small_network(), lambda x: x + 1e-6),
+    ):
+        with pytest.raises(
+            ValueError, match=r'was recorded by another program .*: choose another folder; recorded_teacher opens'
+        ):
+            record(other)
+
+
+FINGERPRINT = """
+import jax, numpy as np
+from kdjax import models, networks
+from kdjax.training import fingerprints
+network = networks.from_linen(models.ResNet(8))
+images, key = np.zeros((2, 8, 8, 3), np.float32), jax.random.key(0)
+variables = jax.eval_shape(network.init, key, images)
+print(fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images)))
+"""
+
+
+def test_a_program_has_the_same_fingerprint_in_another_process():
+    """Where hashes and addresses are others."""
+    environment = {**os.environ, 'PYTHONHASHSEED': '3', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    other = subprocess.Popen([sys.executable, '-c', FINGERPRINT], env=environment, stdout=subprocess.PIPE, text=True)
+    network = networks.from_linen(models.ResNet(8))
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    found = fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images))
+    assert other.communicate(timeout=300)[0].strip() == found
+
+
+def test_predictions_of_any_positions_from_inputs_of_any_tree(tmp_path):
+    """Tokens with their types, in views: by example, view and position."""
+    data = {'inputs': {'ids': RNG.integers(0, 9, (5, 4)), 'types': RNG.integers(0, 2, (5, 4))}}
+
+    def apply(variables, inputs, **_):
+        return networks.Outputs(
+            jax.nn.one_hot(inputs['ids'], 9) * variables + inputs['types'][..., None].astype(jnp.float32)
+        ), {}
+
+    def rolled(key, example):
+        return {**example, 'ids': jnp.roll(example['ids'], jax.random.randint(key, (), 0, 4))}
+
+    teacher, views = networks.Network(lambda key, inputs: jnp.float32(3), apply), training.Views(rolled, jax.random.key(2), 3)
+    recorded = training.record_teacher(teacher, jnp.float32(3), data, tmp_path, views=views, batch_size=4)
+    assert recorded['teacher_logits'].shape == (5, 3, 4, 9)
+    key = jax.random.fold_in(jax.random.fold_in(views.key, 2), 4)
+    seen = rolled(key, jax.tree.map(lambda leaf: jnp.asarray(leaf[4]), data['inputs']))
+    np.testing.assert_array_equal(recorded['teacher_logits'][4, 2], apply(jnp.float32(3), seen)[0].logits)
+    training.recorded_teacher(tmp_path, data=data)
+    other = {'inputs': {**data['inputs'], 'types': 1 - data['inputs']['types']}}
+    with pytest.raises(ValueError, match='other data'):
+        training.recorded_teacher(tmp_path, data=other)
+
+
+@pytest.mark.parametrize(
+    'recorded, augment, views, message',
+    [
+        (None, shift, None, 'has teacher_logits, recorded of inputs that augment would change: record with views='),
+        (VIEWS, shift, None, 'has teacher_logits, recorded of inputs that augment would change: record with views='),
+        (None, None, VIEWS, 'recorded without views: record it with views=, or train without them'),
+        (VIEWS, None, None, 'recorded with views: give the same views='),
+        (VIEWS, None, VIEWS._replace(key=jax.random.key(6)), 'recorded with other views: give those of the recording'),
+        (VIEWS, None, VIEWS._replace(number=3), 'recorded with other views: give those of the recording'),
+    ],
+)
+def test_what_the_teacher_has_not_seen_is_refused(recorded, augment, views, message, tmp_path):
+    data = {'inputs': np.ones((2, 6, 3), np.float32)}
+    arrays = training.record_teacher(linear(np.float32(2)), {}, data, tmp_path, views=recorded)
+    augmentation.check_recorded({**data, **arrays}, None, recorded)
+    augmentation.check_recorded(data, augment, views)
+    for entries in ({**data, **arrays}, training.JoinedSource([{'inputs': 1.0}] * 2, arrays)):
+        with pytest.raises(ValueError, match=message):
+            augmentation.check_recorded(entries, augment, views)
+
+
 def test_damaged_files_are_refused(small):
     file, manifest = small / 'teacher_logits.npy', small / 'manifest.json'
     whole = file.read_bytes()
@@ -226,10 +334,20 @@ def test_damaged_files_are_refused(small):
 def test_recordings_and_epochs_of_other_views_do_not_meet(small, variables):
     data = {**DATA, **training.recorded_teacher(small)}
     problem = alone(objectives.from_recorded_logits(FULL))
-    with pytest.raises(ValueError, match=r'teacher_logits \(8, 2, 10\) was not recorded with 3 views'):
+    with pytest.raises(ValueError, match='was recorded with other views: give those of the recording'):
         train(problem, {}, data, VIEWS._replace(number=3))
+    with pytest.raises(ValueError, match='was recorded with other views: give those of the recording'):
+        train(problem, {}, data, VIEWS._replace(key=jax.random.key(99)))
+    with pytest.raises(ValueError, match='was recorded with views: give the same views='):
+        train(problem, {}, training.one_view(data, 0))
+    with pytest.raises(ValueError, match='recorded of inputs that augment would change'):
+        training.fit(problem, data, key=jax.random.key(0), batch_size=2, epochs=1, augment=shift, progress=False)
+    # Logits that somebody else has recorded do not say of what.
+    theirs = {name: x for name, x in data.items() if name != 'recorded_views'}
+    with pytest.raises(ValueError, match=r'teacher_logits \(8, 2, 10\) was not recorded with 3 views'):
+        train(problem, {}, theirs, VIEWS._replace(number=3))
     with pytest.raises(ValueError, match=r'recorded logits \(8, 2, 10\) do not fit .*training.one_view takes one'):
-        train(problem, {}, data)
+        train(problem, {}, theirs)
     with pytest.raises(ValueError, match=r"from_recorded_logits needs batch\['teacher_logits'\]; the batch has inputs, labels"):
         train(problem, {}, DATA)
     with pytest.raises(ValueError, match='either augment or views'):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import metrics, networks, objectives, pruning, training
 
@@ -123,7 +123,7 @@ def test_compiles_once(teacher_variables, caplog):
 
 
 def test_epochs_on_a_mesh_equal_one_device(problem, teacher_variables, caplog):
-    mesh, ends = training.data_parallel(fsdp=4), []
+    mesh, ends = jax.make_mesh((2, 4), ('data', 'fsdp')), []  # with Explicit axes
     for where in (None, mesh):
         epoch = training.in_memory_epoch(problem, batch_size=BATCH, mesh=where, steps_per_dispatch=2)
         state, teacher = problem.init(jax.random.key(0), batch_at(0)), teacher_variables
@@ -212,3 +212,21 @@ def test_fsdp_must_divide_the_devices():
         training.data_parallel(fsdp=3)
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices: use 8 or 16'):
         training.shard_batch(training.data_parallel(fsdp=4), {'inputs': jnp.ones((12, 2))})
+
+
+def test_a_mesh_with_explicit_axes_serves_as_one_with_auto_axes(problem, teacher_variables, alone):
+    """It is what `jax.make_mesh` makes by default. A batch may be on it already."""
+    mesh = jax.make_mesh((8,), ('data',))
+    assert mesh.axis_types == (AxisType.Explicit,)
+    assert training.batch_sharding(mesh).mesh.axis_types == (AxisType.Auto,)
+
+    def place(tree):
+        return training.shard(mesh, tree)
+
+    distributed = training.distribute(mesh, problem)
+    first = jax.device_put(batch_at(0), NamedSharding(mesh, PartitionSpec('data')))
+    state, measured = distributed.step(place(problem.init(jax.random.key(0), batch_at(0))), place(teacher_variables), first)
+    np.testing.assert_allclose(metrics.compute(measured)['loss'], alone[1][0], rtol=1e-5)
+    state, losses = run(distributed, teacher_variables, 4, place)
+    np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
+    chex.assert_trees_all_close(host(alone[0]), host(state), rtol=1e-5, atol=1e-5)

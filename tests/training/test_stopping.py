@@ -11,13 +11,12 @@ from kdjax import networks, objectives, training
 from kdjax.metrics import Average
 
 PROBLEM = training.supervised(networks.from_linen(nn.Dense(3)), objectives.hard_labels(), optax.sgd(0.1))
-EPOCH = training.in_memory_epoch(PROBLEM, batch_size=36)
 RNG = np.random.default_rng(0)
 DATA = {'inputs': RNG.normal(size=(72, 4)).astype(np.float32), 'labels': RNG.integers(0, 3, 72).astype(np.int32)}
 
 
-def start():
-    return PROBLEM.init(jax.random.key(0), DATA)
+def fit(**settings):
+    return training.fit(PROBLEM, DATA, key=jax.random.key(0), batch_size=36, progress=False, **settings)
 
 
 def run(values, **settings):
@@ -31,8 +30,8 @@ def run(values, **settings):
         number = next(i for i, each in enumerate(seen) if np.array_equal(kernel, each))
         return {'accuracy': Average(jnp.float32(values[number]), jnp.float32(1.0))}
 
-    settings = {'target': 0.875, 'epochs': 5, 'progress': False, **settings}
-    fitted = training.fit(EPOCH, start(), {}, DATA, validate=validate, **settings)
+    settings = {'target': 0.875, 'epochs': 5, **settings}
+    fitted = fit(validate=validate, **settings)
     return fitted, seen
 
 
@@ -42,26 +41,26 @@ def run(values, **settings):
 def test_stops_at_the_target_or_after_all_epochs_with_the_best(values, steps, best):
     fitted, seen = run(values)
     assert int(fitted.state.step) == steps
-    assert fitted.best_epoch == best
+    assert fitted.best_step == 2 * best
     np.testing.assert_array_equal(fitted.best_variables['params']['kernel'], seen[best - 1])
 
 
 def test_epochs_are_those_of_fit():
     fitted, _ = run([0.1] * 3, epochs=3)
-    plain = training.fit(EPOCH, start(), {}, DATA, epochs=3, progress=False)
+    plain = fit(epochs=3)
     assert jax.tree.all(jax.tree.map(np.array_equal, fitted.state.params, plain.state.params))
 
 
 def test_a_run_that_had_stopped_stays_so_and_another_goes_on(tmp_path):
     stopped, _ = run([0.1, 0.95], directory=tmp_path / 'stopped')
     again, _ = run([0.95], directory=tmp_path / 'stopped')
-    assert (int(again.state.step), again.resumed_from, again.best_epoch) == (4, 2, 2)
+    assert (int(again.state.step), again.resumed_from, again.best_step) == (4, 4, 4)
     assert jax.tree.all(jax.tree.map(np.array_equal, stopped.best_variables, again.best_variables))
     run([0.1, 0.2], directory=tmp_path / 'limited', epochs=2)
-    longer, _ = run([0.2, 0.3, 0.92], directory=tmp_path / 'limited')
-    assert (int(longer.state.step), longer.resumed_from) == (8, 2)
+    longer, _ = run([0.3, 0.92], directory=tmp_path / 'limited')
+    assert (int(longer.state.step), longer.resumed_from) == (8, 4)
 
 
 def test_a_target_needs_something_that_measures():
-    with pytest.raises(ValueError, match='fit: target needs validate, which measures what is to reach it'):
-        training.fit(EPOCH, start(), {}, DATA, epochs=1, target=0.5, progress=False)
+    with pytest.raises(ValueError, match='fit: target and patience need validate'):
+        fit(epochs=1, target=0.5)
