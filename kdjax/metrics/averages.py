@@ -68,7 +68,8 @@ def divide(metric: Average) -> jax.Array:
     (Array(1.5, dtype=float32), Array(0., dtype=float32))
     """
     total, count = jnp.asarray(metric.total, jnp.float32), jnp.asarray(metric.count, jnp.float32)
-    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
+    # Not `count > 0`, which is false for NaN and would swallow it.
+    return jnp.where(count == 0, 0.0, total / jnp.where(count == 0, 1.0, count))
 
 
 def add(*metrics: dict[str, Any]) -> dict[str, Any]:

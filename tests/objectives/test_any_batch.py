@@ -52,6 +52,8 @@ ROLES = {
         'completion': ('b', 'p'),
         'labels': ('b', 'p'),
         'other_labels': ('b', 'p'),
+        'several_labels': LOGITS,
+        'numbers': LOGITS,
         'share': ('b', 'p'),
         'top_logits': ('b', 'p', 2),
         'top_indices': ('b', 'p', 2),
@@ -67,17 +69,18 @@ BANK = np.array([0, 0, 0, 0, 0, 0, 1], np.int32)
 
 
 class Case(NamedTuple):
-    """An objective, the layouts that it is for, and whether it looks at logits [batch, classes] whatever the layout."""
+    """An objective, the layouts that it is for, and what are its logits and its labels."""
 
     objective: objectives.Objective
     layouts: tuple[str, ...] = tuple(LAYOUTS)
-    pooled_logits: bool = False
+    logits: str = 'logits'
+    labels: str = 'labels'
 
 
 def squares(params: Any, student: Outputs, teacher: Outputs, batch: Any) -> Any:
     """A function of one's own that looks at labels alone, and has a parameter."""
     del teacher, student
-    return jnp.where(batch['labels'] > 2, params, 0.0) ** 2
+    return jnp.where(batch['labels'] > 0, params, 0.0) ** 2
 
 
 POSITIONS, IMAGES = ('tokens', 'pixels'), ('pixels',)
@@ -87,6 +90,9 @@ CASES = {
     'attention_distillation': Case(objectives.attention_distillation('s', 't')),
     'attention_maps': Case(objectives.attention_maps('heads', 'heads', variant='kl'), ('tokens',)),
     'attention_transfer': Case(objectives.attention_transfer('s', 't'), IMAGES),
+    'binary_labels': Case(objectives.binary_labels(class_weights=[1.0, 2.0, 0.0, 0.5, 1.0]), labels='several_labels'),
+    'binary_soft_targets': Case(objectives.binary_soft_targets()),
+    'bounded_regression': Case(objectives.bounded_regression(margin=9.0), labels='numbers'),
     'channel_wise': Case(objectives.channel_wise('s', 't'), IMAGES),
     'combine': Case(objectives.combine(a=0.5 * objectives.hint('s', 't'), b=objectives.soft_targets())),
     'constraint': Case(objectives.constraint(objectives.hard_labels(), 0.3, multiplier=2.0)),
@@ -112,7 +118,7 @@ CASES = {
     'jensen_shannon': Case(objectives.jensen_shannon()),
     'linear_soft_targets': Case(objectives.linear_soft_targets('s', 'kernel', 't', 'kernel')),
     'logit_mse': Case(objectives.logit_mse()),
-    'loss_gradient_attention': Case(objectives.loss_gradient_attention('s', 't'), IMAGES, pooled_logits=True),
+    'loss_gradient_attention': Case(objectives.loss_gradient_attention('s', 't'), IMAGES, 'pooled/logits'),
     # Masks of other shapes are other draws.
     'masked_generation': Case(objectives.masked_generation('s', 't', masked=0.0), POSITIONS),
     'mixed_labels': Case(objectives.mixed_labels(ignore=4)),
@@ -125,6 +131,7 @@ CASES = {
     'overhaul': Case(objectives.overhaul('s', 't')),
     'pkt': Case(objectives.pkt('s', 't')),
     'reconstruction': Case(objectives.reconstruction(None, None)),
+    'regression': Case(objectives.regression(delta=0.5), labels='numbers'),
     'reverse_kl': Case(objectives.reverse_kl()),
     'rkd_angle': Case(objectives.rkd_angle('s', 't')),
     'rkd_distance': Case(objectives.rkd_distance('s', 't')),
@@ -169,7 +176,12 @@ def drawn(layout: str) -> dict[str, dict[str, np.ndarray]]:
         for side, each in ROLES.items()
     }
     batch = arrays['batch']
-    for name, low, high in (('labels', -1, CLASSES), ('other_labels', 0, CLASSES), ('domains', -1, 3)):
+    for name, low, high in (
+        ('labels', -1, CLASSES),
+        ('other_labels', 0, CLASSES),
+        ('several_labels', -1, 2),
+        ('domains', -1, 3),
+    ):
         batch[name] = rng.integers(low, high, batch[name].shape).astype(np.int32)
     batch['labels'].flat[:2] = 1, 4
     batch['domains'][0] = 2
@@ -216,10 +228,10 @@ def counted(layout: str) -> np.ndarray:
     return where
 
 
-def sides(case: Case, arrays: dict[str, Any]) -> list[Outputs]:
-    """The outputs of both networks."""
-    logits = 'pooled/logits' if case.pooled_logits else 'logits'
-    return [Outputs(arrays[side][logits], arrays[side]) for side in ('student', 'teacher')]
+def arguments(case: Case, arrays: dict[str, Any]) -> tuple[Outputs, Outputs, dict[str, Any]]:
+    """The outputs of both networks, and the batch."""
+    student, teacher = (Outputs(arrays[side][case.logits], arrays[side]) for side in ('student', 'teacher'))
+    return student, teacher, {**arrays['batch'], 'labels': arrays['batch'][case.labels]}
 
 
 @functools.cache
@@ -227,13 +239,10 @@ def parameters(layout: str) -> tuple[dict, dict]:
     """Parameters and state of every case; they are the same for any batch and length."""
     params, states = {}, {}
     for name, case in named(layout).items():
-        arguments = (*sides(case, small(layout)), small(layout)['batch'])
-        params[name], states[name] = (
-            random_params(case.objective, *arguments),
-            abstract_init(case.objective, *arguments)[1],
-        )
+        own = arguments(case, small(layout))
+        params[name], states[name] = random_params(case.objective, *own), abstract_init(case.objective, *own)[1]
         if jax.tree.leaves(states[name]):
-            init = jax.jit(lambda key, o=case.objective, arguments=arguments: o.init(key, *arguments)[1])
+            init = jax.jit(lambda key, init=case.objective.init, own=own: init(key, *own)[1])
             states[name] = init(jax.random.key(1))
     return params, states
 
@@ -246,8 +255,8 @@ def program(layout: str) -> Callable[..., Any]:
         def loss(params: dict, student: dict) -> Any:
             values = {}
             for name, case in named(layout).items():
-                pair = sides(case, {**arrays, 'student': student})
-                values[name], _, _ = case.objective.apply(params[name], states[name], *pair, arrays['batch'], step=0)
+                own = arguments(case, {**arrays, 'student': student})
+                values[name], _, _ = case.objective.apply(params[name], states[name], *own, step=0)
             return sum(weights[name] * value for name, value in values.items()), values
 
         (_, values), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, arrays['student'])
