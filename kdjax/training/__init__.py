@@ -26,7 +26,6 @@ from kdjax.training.hosts import initialize_distributed as initialize_distribute
 from kdjax.training.loaders import LoadedBatches as LoadedBatches
 from kdjax.training.loaders import loader_epoch as loader_epoch
 from kdjax.training.loop import Fitted as Fitted
-from kdjax.training.loop import NonFiniteLossError as NonFiniteLossError
 from kdjax.training.loop import fit as fit
 from kdjax.training.maximization import Bounds as Bounds
 from kdjax.training.maximization import ExpectationMaximization as ExpectationMaximization
@@ -37,6 +36,7 @@ from kdjax.training.nonfinite import skip_nonfinite as skip_nonfinite
 from kdjax.training.preemption import Preempted as Preempted
 from kdjax.training.priors import PriorState as PriorState
 from kdjax.training.priors import gaussian_prior as gaussian_prior
+from kdjax.training.reading import NonFiniteLossError as NonFiniteLossError
 from kdjax.training.recording import record_teacher as record_teacher
 from kdjax.training.recording import recorded_teacher as recorded_teacher
 from kdjax.training.sharding import SMALLEST_SPLIT as SMALLEST_SPLIT

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax.metrics import Average, compute
+from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.training import checkpoints, preemption
 from kdjax.training.augmentation import Augment, Views
@@ -19,6 +19,8 @@ from kdjax.training.epochs import cached
 from kdjax.training.feeds import Feed, feed
 from kdjax.training.logs import MetricsLog, Progress
 from kdjax.training.nonfinite import skip_nonfinite as skipping_problem
+from kdjax.training.reading import check_parameters, numbers
+from kdjax.training.reading import read as read_metrics
 from kdjax.training.sharding import shard
 from kdjax.training.step import Problem, TrainState
 
@@ -51,10 +53,6 @@ class Fitted(NamedTuple):
     def variables(self) -> dict[str, Any]:
         """The student's variables after the last step."""
         return self.state.variables
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss, its gradient or a parameter became infinite or NaN; the message says at which step and in which term."""
 
 
 def fit(
@@ -201,15 +199,15 @@ def fit(
                 due, stopped = step in marks, stop(step)
                 # Reading waits for the device, so between checkpoints the interval before the one that runs now is read.
                 while len(unread) > (0 if due or stopped else 1):
-                    read, more = _read(*unread.pop(0), skip_nonfinite - skipped, directory)
+                    read, more = read_metrics(*unread.pop(0), skip_nonfinite - skipped, directory)
                     skipped += more
                     bar.show(record(_numbered(source, read)), line=read['step'] in marks)
                 if not due and not stopped:
                     continue
-                _check_parameters(state, step, directory)
+                check_parameters(state, step, directory)
                 measured: dict[str, Any] = {}
                 if due and validate is not None:
-                    measured = _numbers(validate(variables_of(state)))
+                    measured = numbers(validate(variables_of(state)))
                     told = {f'validation/{each}': x for each, x in measured.items() if np.ndim(x) == 0}
                     bar.show(record(_numbered(source, {'step': step, **told})), line=True)
                     if not np.isfinite(measured.get(monitor, np.nan)):
@@ -306,49 +304,6 @@ def _numbered(source: Feed, measured: dict[str, Any]) -> dict[str, Any]:
     if source.steps_per_epoch is None:
         return measured
     return {'epoch': -(-measured['step'] // source.steps_per_epoch), **measured}
-
-
-def _numbers(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Averages divided, numbers as they are."""
-    return {name: compute({name: x})[name] if isinstance(x, tuple) else float(x) for name, x in measured.items()}
-
-
-def _read(begun: int, metrics: list[dict[str, Average]], allowed: int, directory: Any) -> tuple[dict[str, Any], int]:
-    """Fetches the metrics of some steps, makes sure that they are finite, and averages them; counts skipped steps."""
-    fetched = jax.device_get(metrics)
-    series = {key: Average(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]}
-    kept = _kept(directory)
-    losses = series['loss'].total
-    finite = np.isfinite(losses) & np.isfinite(series['gradient_norm'].total if 'gradient_norm' in series else 0.0)
-    if not finite.all():
-        at = int(np.argmin(finite))
-        if np.isfinite(losses[at]):
-            raise NonFiniteLossError(f'the gradient is not finite at step {begun + at}, though the loss is; {kept}')
-        terms = [key for key in series if f'{key}/weighted' in series and not np.isfinite(series[key].total[at])]
-        culprit = f'term {", ".join(terms)}' if terms else 'the sum of the terms'
-        raise NonFiniteLossError(f'the loss is not finite at step {begun + at}, from {culprit}; {kept}')
-    skipped = series['skipped'].total if 'skipped' in series else np.zeros(1)
-    if skipped.sum() > allowed:
-        at = int(np.argmax(np.cumsum(skipped) > allowed))
-        raise NonFiniteLossError(f'step {begun + at} is not finite, and no more steps may be skipped; {kept}')
-    averages = compute({key: Average(*(x.astype(np.float64).sum(axis=0) for x in mean)) for key, mean in series.items()})
-    return {'step': begun + len(losses), **averages}, int(skipped.sum())
-
-
-def _check_parameters(state: TrainState, step: int, directory: Any) -> None:
-    """Raises where an update has made a parameter infinite or NaN, which the loss of that step cannot show yet."""
-    if not bool(_all_finite(state.params)):
-        raise NonFiniteLossError(f'a parameter is not finite after step {step}; {_kept(directory)}')
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    floating = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floating]))
-
-
-def _kept(directory: Any) -> str:
-    return 'no checkpoints are kept' if directory is None else f'the last good checkpoint is in {directory}'
 
 
 def _preempted(step: int, manager: Any) -> preemption.Preempted:
