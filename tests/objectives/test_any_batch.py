@@ -80,6 +80,16 @@ def squares(params: Any, student: Outputs, teacher: Outputs, batch: Any) -> Any:
     return jnp.where(batch['labels'] > 2, params, 0.0) ** 2
 
 
+def about(labels: Callable[[Any], Any], objective: objectives.Objective) -> objectives.Objective:
+    """The same objective with other labels of the batch."""
+    (term,) = objective.terms
+
+    def apply(params, state, student, teacher, batch, *, step):
+        return term.apply(params, state, student, teacher, {**batch, 'labels': labels(batch)}, step=step)
+
+    return objectives.Objective((term._replace(apply=apply),))
+
+
 POSITIONS, IMAGES = ('tokens', 'pixels'), ('pixels',)
 CASES = {
     'activation_boundary': Case(objectives.activation_boundary('s', 't')),
@@ -87,6 +97,9 @@ CASES = {
     'attention_distillation': Case(objectives.attention_distillation('s', 't')),
     'attention_maps': Case(objectives.attention_maps('heads', 'heads', variant='kl'), ('tokens',)),
     'attention_transfer': Case(objectives.attention_transfer('s', 't'), IMAGES),
+    'binary_labels': Case(about(lambda batch: jax.nn.sigmoid(batch['teacher_logits']), objectives.binary_labels())),
+    'binary_soft_targets': Case(objectives.binary_soft_targets(temperature=2.0)),
+    'bounded_regression': Case(about(lambda batch: batch['teacher_logits'], objectives.bounded_regression(margin=9.0))),
     'channel_wise': Case(objectives.channel_wise('s', 't'), IMAGES),
     'combine': Case(objectives.combine(a=0.5 * objectives.hint('s', 't'), b=objectives.soft_targets())),
     'constraint': Case(objectives.constraint(objectives.hard_labels(), 0.3, multiplier=2.0)),
@@ -125,6 +138,7 @@ CASES = {
     'overhaul': Case(objectives.overhaul('s', 't')),
     'pkt': Case(objectives.pkt('s', 't')),
     'reconstruction': Case(objectives.reconstruction(None, None)),
+    'regression': Case(about(lambda batch: batch['teacher_logits'], objectives.regression(delta=1.0))),
     'reverse_kl': Case(objectives.reverse_kl()),
     'rkd_angle': Case(objectives.rkd_angle('s', 't')),
     'rkd_distance': Case(objectives.rkd_distance('s', 't')),
