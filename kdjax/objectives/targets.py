@@ -1,8 +1,8 @@
 """Objectives for several labels at a time and for numbers: the losses of `kdjax.losses.targets`.
 
-The logits are [batch, positions, outputs], and `batch['labels']` has their shape; that of a network with one output may also
-leave out the last axis. So may `batch['mask']`, which else says which labels there are: an example of which none is kept does
-not count. `batch['weights']` are of examples or positions.
+Logits are [batch, positions, outputs] and `batch['labels']` has their shape; those of one output may lack the last axis.
+`batch['mask']` is of examples or positions, or has the shape of the logits and says which single labels there are.
+`batch['weights']` are of examples or positions. A position of which no label is kept does not count.
 """
 
 from typing import Any
