@@ -1,14 +1,15 @@
 """Objectives for several labels at a time and for numbers: the losses of `kdjax.losses.targets`.
 
-The logits are [batch, positions, outputs], and `batch['labels']` has their shape; that of a network with one output may also
-leave out the last axis. So may `batch['mask']`, which else says which labels there are: an example of which none is kept does
-not count. `batch['weights']` are of examples or positions.
+Logits are [batch, positions, outputs] and `batch['labels']` has their shape; those of one output may lack the last axis.
+`batch['mask']` is of examples or positions, or has the shape of the logits and says which single labels there are.
+`batch['weights']` are of examples or positions. A position of which no label is kept does not count.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax import losses
@@ -16,7 +17,7 @@ from kdjax.batches import Batch, counts
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean, require_labels, require_logits
-from kdjax.objectives.objective import Objective, Weight, from_function
+from kdjax.objectives.objective import Objective, Weight, from_function, with_check
 
 
 def binary_labels(*, class_weights: ArrayLike | None = None) -> Objective:
@@ -39,7 +40,15 @@ def binary_labels(*, class_weights: ArrayLike | None = None) -> Objective:
             known = known & (labels >= 0)
         return _mean(values, batch, known if where is None else known & where)
 
-    return from_function(name, loss)
+    def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
+        del teacher
+        # The outputs are those of one batch, and the labels may be of all the data.
+        logits = require_logits(name, 'student', student)
+        shape = (*np.shape(require_labels(name, batch))[:1], *logits.shape[1:])
+        _, labels, where = _targets(name, Outputs(np.zeros(shape, np.float32)), batch)
+        losses.binary_labels(np.zeros(shape, np.float32), labels, class_weights=class_weights, where=where)
+
+    return with_check(from_function(name, loss), check)
 
 
 def binary_soft_targets(*, temperature: Weight = 1.0) -> Objective:

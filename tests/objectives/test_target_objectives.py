@@ -113,3 +113,14 @@ def test_labels_and_weights_that_do_not_fit_are_named(name):
     message = init_error(objective, *(Outputs(x.logits[:, 0, 0]) for x in outputs), {'labels': NUMBERS[:, 0, 0]})
     assert message == f'{name}: logits must be [batch, ..., outputs], got (6,)'
     assert "needs batch['labels']" in init_error(objective, *outputs, {})
+
+
+def test_binary_labels_that_are_wrong_are_found_where_values_are_at_hand():
+    """In all the data, which has more examples than a batch; what the mask leaves out may be anything."""
+    objective, outputs = objectives.binary_labels(), (Outputs(STUDENT[:2]), Outputs(None))
+    labels = LABELS.copy()
+    objective.check(*outputs, {'labels': labels})
+    labels[4, 1, 3] = 2
+    with pytest.raises(ValueError, match=r'^binary_labels: labels must be 0 or 1, .* got 2$'):
+        objective.check(*outputs, {'labels': labels, 'mask': MASK})
+    objective.check(*outputs, {'labels': labels, 'mask': MASK & (np.arange(BATCH) != 4)[:, None]})
