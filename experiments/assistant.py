@@ -17,14 +17,17 @@ https://arxiv.org/abs/1902.03393
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives
+from kdjax import data, models, networks, objectives, training
 
 TEACHER = models.CNN((32, 64), (128,))
 ASSISTANT = models.CNN((8, 16), (32,))
@@ -67,33 +70,36 @@ def main(config: Config) -> None:
     )
     labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
-
-    def learn(
-        student: networks.Network, objective: objectives.Objective, taught_by: networks.Network | None = None
-    ) -> runs.Run:
-        rate = TEACHER_RATE if student is teacher else STUDENT_RATE
-        settings = {'rate': rate, 'epochs': config.epochs, 'batch_size': config.batch_size}
-        return scenarios.learn(student, objective, dataset.train, teacher=taught_by, **settings)
-
-    alone = {each: learn(each, labels) for each in (teacher, assistant, student)}
-    to_assistant, direct, assisted = (
-        learn(assistant, both, teacher),
-        learn(student, both, teacher),
-        learn(student, both, assistant),
+    slow, fast = (
+        optax.adam(scenarios.falling(rate, config.epochs, dataset.train, config.batch_size))
+        for rate in (TEACHER_RATE, STUDENT_RATE)
     )
+    teaching = training.distillation(teacher, None, labels, slow)
+    untaught_assistant = training.distillation(assistant, None, labels, fast)
+    alone = training.distillation(student, None, labels, fast)
+    to_assistant = training.distillation(assistant, teacher, both, fast)
+    direct = training.distillation(student, teacher, both, fast)
+    assisted = training.distillation(student, assistant, both, fast)
+    runs.check(dataset.train, config.batch_size, teaching, untaught_assistant, alone, to_assistant, direct, assisted)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(
+        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
+    )
 
     def trained(seed: int) -> dict[str, Any]:
-        train = scenarios.trainer(output, dataset.train, seed)
-        boss = train(BOSS, alone[teacher])
-        taught, untaught = train(TAUGHT, to_assistant, boss), train(UNTAUGHT, alone[assistant])
+        def train(name: str, problem: training.Problem, taught_by: Any = None) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **saved).variables
+
+        boss = train(BOSS, teaching)
+        taught, untaught = train(TAUGHT, to_assistant, boss), train(UNTAUGHT, untaught_assistant)
         return {
             BOSS: boss,
             TAUGHT: taught,
             UNTAUGHT: untaught,
-            ALONE: train(ALONE, alone[student]),
+            ALONE: train(ALONE, alone),
             DIRECT: train(DIRECT, direct, boss),
             ASSISTED: train(ASSISTED, assisted, taught),
             OF_UNTAUGHT: train(OF_UNTAUGHT, assisted, untaught),

@@ -17,14 +17,17 @@ Furlanello, Lipton, Tschannen, Itti, Anandkumar. Born Again Neural Networks. 201
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives
+from kdjax import data, models, networks, objectives, training
 
 MODULE = models.MLP((128, 128))
 LEARNING_RATE = 3e-3
@@ -63,15 +66,22 @@ def main(config: Config) -> None:
     network = networks.preprocess(networks.from_linen(MODULE.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
     labels = objectives.hard_labels()
     both = labels + objectives.soft_targets(temperature=1.0)
-    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
-    alone = scenarios.learn(network, labels, dataset.train, **settings)
-    reborn = scenarios.learn(network, both, dataset.train, teacher=network, **settings)
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.batch_size))
+    alone = training.distillation(network, None, labels, optimizer)
+    reborn = training.distillation(network, network, both, optimizer)
+    runs.check(dataset.train, config.batch_size, alone, reborn)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(
+        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
+    )
 
     def trained(seed: int) -> dict[str, Any]:
-        train = scenarios.trainer(output, dataset.train, seed)
+        def train(name: str, problem: training.Problem, taught_by: Any = None, key: int = seed) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, dataset.train, taught_by, key=jax.random.key(key), **saved).variables
+
         line = {FIRST: train(FIRST, alone)}
         strangers = [line[FIRST]]
         for i in range(1, config.generations + 1):

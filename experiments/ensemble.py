@@ -16,15 +16,19 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
 import numpy as np
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives
+from kdjax import data, models, networks, objectives, training
+from kdjax.batches import Batch
 
 MEMBER = models.MLP((128, 128))
 LEARNING_RATE = 1e-3
@@ -66,28 +70,35 @@ def main(config: Config) -> None:
     ensemble = networks.ensemble([member] * config.teachers)
     labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
-
-    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
-    alone = scenarios.learn(member, labels, dataset.train, **settings)
-    of_one = scenarios.learn(member, both, dataset.train, teacher=member, **settings)
-    of_all = scenarios.learn(member, both, dataset.train, teacher=ensemble, **settings)
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.batch_size))
+    alone = training.distillation(member, None, labels, optimizer)
+    of_one = training.distillation(member, member, both, optimizer)
+    of_all = training.distillation(member, ensemble, both, optimizer)
+    runs.check(dataset.train, config.batch_size, alone, of_one, of_all)
     data.hide_labels(dataset.train, keep=config.labels)  # raises before anything is written
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(
+        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
+    )
 
     def trained(seed: int) -> dict[str, Any]:
         few = [data.hide_labels(dataset.train, keep=config.labels, seed=1000 * (i + 1) + seed) for i in range(config.teachers)]
-        on_labelled = [scenarios.trainer(output, data.repeat_labelled(own), seed) for own in few]
-        train = scenarios.trainer(output, few[0], seed)
-        members = [own(f'teacher{i}', alone, key=1000 * (i + 1) + seed) for i, own in enumerate(on_labelled)]
+        on_labelled = [data.repeat_labelled(own) for own in few]
+
+        def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, key: int = seed) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, split, taught_by, key=jax.random.key(key), **saved).variables
+
+        members = [train(f'teacher{i}', alone, own, key=1000 * (i + 1) + seed) for i, own in enumerate(on_labelled)]
         joined = networks.ensemble_variables(members)
         return {
             TEACHER: members[0],
             ENSEMBLE: joined,
-            ALONE: on_labelled[0](ALONE, alone),
-            ONE: train(ONE, of_one, members[0]),
-            ALL: train(ALL, of_all, joined),
+            ALONE: train(ALONE, alone, on_labelled[0]),
+            ONE: train(ONE, of_one, few[0], members[0]),
+            ALL: train(ALL, of_all, few[0], joined),
         }
 
     made = scenarios.by_name(trained(seed) for seed in range(config.seeds))

@@ -24,12 +24,13 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives
+from kdjax import data, models, networks, objectives, training
 
 TEACHER = models.MLP((128, 128, 128))
 STUDENT = models.MLP((32,) * 20)
@@ -77,38 +78,37 @@ def main(config: Config) -> None:
     )
     labels = objectives.hard_labels()
     both = 0.5 * labels + 0.5 * objectives.soft_targets(temperature=TEMPERATURE)
-    settings = {'epochs': config.epochs, 'batch_size': config.batch_size}
+    longer = 2 * config.epochs
 
-    def learn(name: str, objective: objectives.Objective, stages: int) -> runs.Run:
-        return scenarios.learn(
-            student,
-            objective,
-            dataset.train,
-            rate=RATES[name],
-            epochs=stages * config.epochs,
-            batch_size=config.batch_size,
-            teacher=teacher,
-            optimizer=functools.partial(optax.sgd, momentum=0.9),
-        )
+    def falling(rate: float, epochs: int = config.epochs) -> optax.Schedule:
+        return scenarios.falling(rate, epochs, dataset.train, config.batch_size)
 
-    teaching = scenarios.learn(teacher, labels, dataset.train, rate=TEACHER_RATE, **settings)
-    first = scenarios.learn(student, objectives.hint(GUIDED, HINT), dataset.train, rate=HINT_RATE, teacher=teacher, **settings)
-    alone, of_soft = learn(ALONE, labels, 2), learn(SOFT, both, 2)
-    then_alone, then_soft = learn(HINTED, labels, 1), learn(HINTED_SOFT, both, 1)
+    def learning(name: str, objective: objectives.Objective, epochs: int = config.epochs) -> training.Problem:
+        return training.distillation(student, teacher, objective, optax.sgd(falling(RATES[name], epochs), momentum=0.9))
+
+    teaching = training.distillation(teacher, None, labels, optax.adam(falling(TEACHER_RATE)))
+    first = training.distillation(student, teacher, objectives.hint(GUIDED, HINT), optax.adam(falling(HINT_RATE)))
+    alone, of_soft = learning(ALONE, labels, longer), learning(SOFT, both, longer)
+    then_alone, then_soft = learning(HINTED, labels), learning(HINTED_SOFT, both)
+    runs.check(dataset.train, config.batch_size, teaching, first, alone, of_soft, then_alone, then_soft)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(training.fit, batch_size=config.batch_size, every=10, mesh=runs.mesh(config.batch_size))
 
     def trained(seed: int) -> dict[str, Any]:
-        train = scenarios.trainer(output, dataset.train, seed)
+        def train(name: str, problem: training.Problem, taught_by: Any = None, **more: Any) -> Any:
+            settings = {'epochs': config.epochs, **runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')}
+            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **(settings | more)).variables
+
         taught_by = train(TAUGHT_BY, teaching)
         hinted = train('hint', first, taught_by)
         return {
             TAUGHT_BY: taught_by,
-            ALONE: train(ALONE, alone, taught_by),
-            SOFT: train(SOFT, of_soft, taught_by),
-            HINTED: train(HINTED, then_alone, taught_by, student=hinted),
-            HINTED_SOFT: train(HINTED_SOFT, then_soft, taught_by, student=hinted),
+            ALONE: train(ALONE, alone, taught_by, epochs=longer),
+            SOFT: train(SOFT, of_soft, taught_by, epochs=longer),
+            HINTED: train(HINTED, then_alone, taught_by, student_variables=hinted),
+            HINTED_SOFT: train(HINTED_SOFT, then_soft, taught_by, student_variables=hinted),
         }
 
     made = scenarios.by_name(trained(seed) for seed in range(config.seeds))

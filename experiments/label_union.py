@@ -27,7 +27,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import jax
 import numpy as np
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
@@ -82,31 +84,41 @@ def main(config: Config) -> None:
     student = networks.preprocess(networks.from_linen(STUDENT.clone(classes=both.classes)), rescale)
     unions = {average: networks.label_union(teachers, classes, average=average) for average in UNIONS}
     labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=TEMPERATURE)
-    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
-    teaching = [scenarios.learn(each, labels, part.train, **settings) for each, part in zip(teachers, parts, strict=True)]
-    of_union = {
-        average: scenarios.learn(student, soft, unlabelled, teacher=union, **settings) for average, union in unions.items()
-    }
+    splits = (parts[0].train, parts[1].train, both.train)
+    *separate, joint = (
+        optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, split, config.batch_size)) for split in splits
+    )
+    teaching = [training.distillation(each, None, labels, own) for each, own in zip(teachers, separate, strict=True)]
+    of_union = {STUDENTS[average]: training.distillation(student, union, soft, joint) for average, union in unions.items()}
     apart = sum(of_teacher(i, own) for i, own in enumerate(classes))
-    of_each = scenarios.learn(student, apart, unlabelled, teacher=unions['logits'], **settings)
-    with_labels = scenarios.learn(student, labels, both.train, **settings)
+    of_each = training.distillation(student, unions['logits'], apart, joint)
+    with_labels = training.distillation(student, None, labels, joint)
+    for problem, split in zip((*teaching, with_labels), splits, strict=True):
+        runs.check(split, config.batch_size, problem)
+    runs.check(unlabelled, config.batch_size, *of_union.values(), of_each)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(
+        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
+    )
 
     def trained(seed: int) -> dict[str, Any]:
-        train = scenarios.trainer(output, unlabelled, seed)
+        def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, key: int = seed) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, split, taught_by, key=jax.random.key(key), **saved).variables
+
         taught_by = networks.ensemble_variables(
             [
-                scenarios.trainer(output, part.train, seed)(f'teacher of {part.name}', run, key=1000 * (i + 1) + seed)
-                for i, (run, part) in enumerate(zip(teaching, parts, strict=True))
+                train(f'teacher of {part.name}', problem, part.train, key=1000 * (i + 1) + seed)
+                for i, (problem, part) in enumerate(zip(teaching, parts, strict=True))
             ]
         )
         return {
             **dict.fromkeys(UNIONS.values(), taught_by),
-            **{STUDENTS[average]: train(STUDENTS[average], run, taught_by) for average, run in of_union.items()},
-            APART: train(APART, of_each, taught_by),
-            LABELLED: scenarios.trainer(output, both.train, seed)(LABELLED, with_labels),
+            **{name: train(name, problem, unlabelled, taught_by) for name, problem in of_union.items()},
+            APART: train(APART, of_each, unlabelled, taught_by),
+            LABELLED: train(LABELLED, with_labels, both.train),
         }
 
     made = scenarios.by_name(trained(seed) for seed in range(config.seeds))

@@ -22,12 +22,14 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax
 import numpy as np
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
@@ -78,24 +80,34 @@ def main(config: Config) -> None:
     )
     labels, shift = objectives.hard_labels(), data.augment.random_shift(pixels=2)
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
-    settings = {'rate': LEARNING_RATE, 'batch_size': config.batch_size}
-    teaching = scenarios.learn(teacher, labels, dataset.train, epochs=2 * config.epochs, augment=shift, **settings)
-    settings |= {'epochs': config.epochs}
-    of_everything = scenarios.learn(student, both, dataset.train, teacher=teacher, **settings)
-    alone = scenarios.learn(student, labels, without, **settings)
-    distilling = scenarios.learn(student, both, without, teacher=teacher, **settings)
+
+    def optimizer(split: Batch, epochs: int = config.epochs) -> optax.GradientTransformation:
+        return optax.adam(scenarios.falling(LEARNING_RATE, epochs, split, config.batch_size))
+
+    teaching = training.distillation(teacher, None, labels, optimizer(dataset.train, 2 * config.epochs))
+    of_everything = training.distillation(student, teacher, both, optimizer(dataset.train))
+    alone = training.distillation(student, None, labels, optimizer(without))
+    distilling = training.distillation(student, teacher, both, optimizer(without))
+    runs.check(dataset.train, config.batch_size, teaching, of_everything)
+    runs.check(without, config.batch_size, alone, distilling)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(training.fit, batch_size=config.batch_size, every=10, mesh=runs.mesh(config.batch_size))
     shifts: dict[str, list[float]] = {}
 
     def trained(seed: int) -> dict[str, Any]:
-        train, train_without = (scenarios.trainer(output, split, seed) for split in (dataset.train, without))
-        taught_by = train(TAUGHT_BY, teaching, key=1000 + seed)
-        made = {TAUGHT_BY: taught_by, ALL: train(ALL, of_everything, taught_by)}
+        def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, **more: Any) -> Any:
+            settings = {'key': jax.random.key(seed), 'epochs': config.epochs}
+            settings |= runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, split, taught_by, **(settings | more)).variables
+
+        longer = {'epochs': 2 * config.epochs, 'augment': shift}
+        taught_by = train(TAUGHT_BY, teaching, dataset.train, key=jax.random.key(1000 + seed), **longer)
+        made = {TAUGHT_BY: taught_by, ALL: train(ALL, of_everything, dataset.train, taught_by)}
         for name, variables in {
-            ALONE: train_without(ALONE, alone),
-            DISTILLED: train_without(DISTILLED, distilling, taught_by),
+            ALONE: train(ALONE, alone, without),
+            DISTILLED: train(DISTILLED, distilling, without, taught_by),
         }.items():
             shifted, by = shift_bias(student, variables, dataset.validation, config.missing)
             made |= {name: variables, name + SHIFTED: shifted}

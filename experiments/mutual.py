@@ -20,14 +20,17 @@ Zhang, Xiang, Hospedales, Lu. Deep Mutual Learning. 2018. https://arxiv.org/abs/
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives
+from kdjax import data, models, networks, objectives, training
 
 STUDENT = models.MLP((64, 64))
 TEACHER = models.MLP((256, 256))
@@ -69,24 +72,28 @@ def main(config: Config) -> None:
         )
         for module in (STUDENT, TEACHER)
     )
-    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
-
-    def learn(
-        learner: networks.Network, objective: objectives.Objective, taught_by: networks.Network | None = None
-    ) -> runs.Run:
-        return scenarios.learn(learner, objective, dataset.train, teacher=taught_by, **settings)
-
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.batch_size))
     labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=TEMPERATURE)
+    from_each_other = objectives.mutual_learning(2, temperature=TEMPERATURE)
     three_terms = objectives.of_member(labels, 0) + objectives.of_member(labels, 1) + objectives.of_member(soft, 1, teacher=0)
-    teaching, alone, distilling = learn(teacher, labels), learn(student, labels), learn(student, labels + soft, teacher)
-    mutual = learn(networks.ensemble([student] * 2), objectives.mutual_learning(2, temperature=TEMPERATURE))
-    joint = learn(networks.ensemble([teacher, student]), three_terms)
+    teaching = training.distillation(teacher, None, labels, optimizer)
+    alone = training.distillation(student, None, labels, optimizer)
+    distilling = training.distillation(student, teacher, labels + soft, optimizer)
+    mutual = training.distillation(networks.ensemble([student] * 2), None, from_each_other, optimizer)
+    joint = training.distillation(networks.ensemble([teacher, student]), None, three_terms, optimizer)
+    runs.check(dataset.train, config.batch_size, teaching, alone, distilling, mutual, joint)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(
+        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
+    )
 
     def trained(seed: int) -> dict[str, Any]:
-        train = scenarios.trainer(output, dataset.train, seed)
+        def train(name: str, problem: training.Problem, taught_by: Any = None) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **saved).variables
+
         before = train(BEFORE, teaching)
         peers, pair = train('mutual', mutual), train('joint', joint)
         return {

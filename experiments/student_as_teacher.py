@@ -18,14 +18,17 @@ https://arxiv.org/abs/1909.11723
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import jax
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives
+from kdjax import data, models, networks, objectives, training
 
 LARGE = models.CNN((16, 32), (64,))
 SMALL = models.MLP((16,))
@@ -69,29 +72,32 @@ def main(config: Config) -> None:
     labels = objectives.hard_labels()
     both = 0.5 * labels + 0.5 * objectives.soft_targets(temperature=TEMPERATURE)
     smoothed = objectives.hard_labels(label_smoothing=SMOOTHING)
-
-    def learn(
-        student: networks.Network,
-        objective: objectives.Objective,
-        teacher: networks.Network | None = None,
-        epochs: int = config.epochs,
-    ) -> runs.Run:
-        settings = {'rate': LARGE_RATE if student is large else SMALL_RATE, 'epochs': epochs, 'batch_size': config.batch_size}
-        return scenarios.learn(student, objective, dataset.train, teacher=teacher, **settings)
-
-    large_alone, small_alone, briefly = learn(large, labels), learn(small, labels), learn(small, labels, epochs=1)
-    small_of_large, large_of_small = learn(small, both, large), learn(large, both, small)
-    large_smoothed = learn(large, smoothed)
+    slow, fast, brief = (
+        optax.adam(scenarios.falling(rate, epochs, dataset.train, config.batch_size))
+        for rate, epochs in ((LARGE_RATE, config.epochs), (SMALL_RATE, config.epochs), (SMALL_RATE, 1))
+    )
+    large_alone = training.distillation(large, None, labels, slow)
+    small_alone = training.distillation(small, None, labels, fast)
+    briefly = training.distillation(small, None, labels, brief)
+    small_of_large = training.distillation(small, large, both, fast)
+    large_of_small = training.distillation(large, small, both, slow)
+    large_smoothed = training.distillation(large, None, smoothed, slow)
+    problems = (large_alone, small_alone, briefly, small_of_large, large_of_small, large_smoothed)
+    runs.check(dataset.train, config.batch_size, *problems)
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(training.fit, batch_size=config.batch_size, every=10, mesh=runs.mesh(config.batch_size))
 
     def trained(seed: int) -> dict[str, Any]:
-        train = scenarios.trainer(output, dataset.train, seed)
+        def train(name: str, problem: training.Problem, taught_by: Any = None, epochs: int = config.epochs) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), epochs=epochs, **saved).variables
+
         alone = {
             LARGE_ALONE: train(LARGE_ALONE, large_alone),
             SMALL_ALONE: train(SMALL_ALONE, small_alone),
-            POOR: train(POOR, briefly),
+            POOR: train(POOR, briefly, epochs=1),
         }
         return alone | {
             SMALL_OF_LARGE: train(SMALL_OF_LARGE, small_of_large, alone[LARGE_ALONE]),

@@ -37,12 +37,15 @@ References:
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import numpy as np
+import optax
 import tyro
 from tqdm.auto import tqdm
 
@@ -129,35 +132,38 @@ def main(config: Config) -> None:
     pixels = train['inputs'].shape[-1]
     teachers = {'classifier': network(TEACHER), 'autoencoder': network(TEACHER_AUTOENCODER, pixels, ())}
     learning = {'classifier': objectives.hard_labels(), 'autoencoder': objectives.reconstruction(teacher='inputs')}
-    settings = {'rate': LEARNING_RATE, 'epochs': config.epochs, 'batch_size': config.batch_size}
-    teaching = {name: scenarios.learn(teachers[name], learning[name], train, **settings) for name in teachers}
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, train, config.batch_size))
+    teaching = {name: training.distillation(teachers[name], None, learning[name], optimizer) for name in teachers}
     compared = methods(network(STUDENT), network(STUDENT_AUTOENCODER, pixels, ()))
-    prepared = {
-        name: scenarios.learn(method.network, method.objective, train, teacher=teachers.get(method.taught_by), **settings)
+    problems = {
+        name: training.distillation(method.network, teachers.get(method.taught_by), method.objective, optimizer)
         for name, method in compared.items()
     }
+    runs.check(train, config.batch_size, *teaching.values(), *problems.values())
     output = runs.open_output(config)
     if output is None:
         return
-
-    def fit(run: runs.Run, split: Batch, seed: int, name: str, teacher_variables: Any = None) -> Any:
-        more = {'teacher_variables': teacher_variables, 'every': config.epochs}
-        return runs.train(run, split, seed=seed, output=output, name=f'seed{seed}/{name}', **more).state.variables
+    # Of every network the end alone is needed.
+    settings = {'batch_size': config.batch_size, 'epochs': config.epochs, 'every': config.epochs}
+    fit = functools.partial(training.fit, mesh=runs.mesh(config.batch_size), **settings)
 
     # The test split waits until every network of every seed is trained.
     taught: dict[str, list[Any]] = {name: [] for name in teachers}
     trained: dict[str, dict[int, list[Any]]] = {name: {examples: [] for examples in shares} for name in compared}
     with tqdm(total=config.seeds * len(shares) * len(compared), desc='students', disable=None) as progress:
         for seed in range(config.seeds):
-            for name, run in teaching.items():
-                taught[name].append(fit(run, train, 1000 + seed, f'teacher-{name}'))
+            for name, problem in teaching.items():
+                key = 1000 + seed
+                saved = runs.saved(output, f'seed{key}/teacher-{name}')
+                taught[name].append(fit(problem, train, key=jax.random.key(key), **saved).variables)
             for examples in shares:
                 shown = transfer_set(train, examples, seed)
                 for name, method in compared.items():
                     split = shown if method.labelled else without_labels(shown)
                     teacher = taught[method.taught_by][-1] if method.taught_by else None
-                    folder = f'{runs.folder_name(name)}/{examples}'
-                    trained[name][examples].append(fit(prepared[name], split, seed, folder, teacher))
+                    saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}/{examples}')
+                    fitted = fit(problems[name], split, teacher, key=jax.random.key(seed), **saved)
+                    trained[name][examples].append(fitted.variables)
                     progress.update()
     measured = {f'teacher: {name}': (teachers[name], {shares[-1]: taught[name]}) for name in teachers}
     measured |= {name: (compared[name].network, each) for name, each in trained.items()}

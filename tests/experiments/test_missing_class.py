@@ -1,10 +1,8 @@
 """The class that the student never saw, shrunk to seconds: what the student is shown, and what the shift changes."""
 
-import json
-import math
-
 import numpy as np
 import pytest
+import scenario
 
 from experiments import missing_class, runs
 from kdjax import data, export, models
@@ -17,24 +15,16 @@ NAMES = ['teacher', 'distilled, all classes', 'alone', 'alone + bias', 'distille
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'missing_class'
     config = missing_class.Config(dataset='digits', seeds=1, epochs=6, examples=800, batch_size=35, output=str(output))
-    train, shown = runs.train, {}
-
-    def records(run, split, *, name, **more):
-        shown[name] = split
-        return train(run, split, name=name, **more)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(missing_class, 'TEACHER', models.MLP((64, 64), dropout=0.1))
         patch.setattr(missing_class, 'STUDENT', models.MLP((32, 32)))
         patch.setattr(missing_class, 'LEARNING_RATE', 5e-3)
-        patch.setattr(runs, 'train', records)
-        missing_class.main(config)
-        yield config, output, shown
+        return output, *scenario.run(missing_class, config)
 
 
 @pytest.fixture(scope='module')
 def rows(finished):
-    return {row['name']: row for row in json.loads((finished[1] / 'report.json').read_text())['rows']}
+    return finished[1]
 
 
 def weights(output, name):
@@ -49,7 +39,7 @@ def logits(params, inputs):
 
 
 def test_the_student_is_never_shown_the_class(finished):
-    shown = finished[2]
+    shown = {name: run.split for name, run in finished[2].items()}
     assert sorted(shown) == ['seed0/alone', 'seed0/distilled', 'seed0/distilled-all-classes', 'seed0/teacher']
     everything = shown['seed0/teacher']
     assert len(everything['labels']) == 800
@@ -62,7 +52,7 @@ def test_the_student_is_never_shown_the_class(finished):
 
 def test_the_shift_changes_one_number(finished, rows):
     for name in ('alone', 'distilled'):
-        before, after = (weights(finished[1], x) for x in (name, name + missing_class.SHIFTED))
+        before, after = (weights(finished[0], x) for x in (name, name + missing_class.SHIFTED))
         change = np.float64(after['head']['bias']) - np.float64(before['head']['bias'])
         expected = np.where(np.arange(10) == MISSING, rows[name + missing_class.SHIFTED]['shift_mean'], 0.0)
         np.testing.assert_allclose(change, expected, atol=1e-5)
@@ -74,7 +64,7 @@ def test_the_shift_changes_one_number(finished, rows):
 
 def test_the_shift_is_the_best_on_the_validation_split(finished):
     validation = data.load('digits', validation=0.2).validation
-    z = logits(weights(finished[1], 'distilled'), validation['inputs'])
+    z = logits(weights(finished[0], 'distilled'), validation['inputs'])
 
     def right(by):
         return np.sum((z + np.where(np.arange(10) == MISSING, by, 0.0)).argmax(-1) == validation['labels'])
@@ -82,7 +72,7 @@ def test_the_shift_is_the_best_on_the_validation_split(finished):
     # Predictions change where the class draws level with the best of the others, so one shift between each two such places.
     level = np.sort(np.delete(z, MISSING, axis=1).max(-1) - z[:, MISSING])
     tried = [level[0] - 1, *(level[:-1] + level[1:]) / 2, level[-1] + 1]
-    shifted = logits(weights(finished[1], 'distilled + bias'), validation['inputs'])
+    shifted = logits(weights(finished[0], 'distilled + bias'), validation['inputs'])
     assert np.sum(shifted.argmax(-1) == validation['labels']) == max(map(right, tried))
 
 
@@ -91,15 +81,13 @@ def test_rows_hold_the_accuracies_of_the_files(finished, rows):
     test = data.load('digits', validation=0.2).test
     threes = test['labels'] == MISSING
     for name, row in rows.items():
-        right = logits(weights(finished[1], name), test['inputs']).argmax(-1) == test['labels']
+        right = logits(weights(finished[0], name), test['inputs']).argmax(-1) == test['labels']
         assert row['accuracy_mean'] == pytest.approx(right.mean(), abs=1e-6)
         assert row['missing_class_(%)_mean'] == pytest.approx(100 * right[threes].mean(), abs=1e-4)
-        assert math.isfinite(row['latency_ms'])
     assert rows['alone']['missing_class_(%)_mean'] == 0
     shifted, before = rows['distilled + bias'], rows['distilled']
     assert shifted['missing_class_(%)_mean'] > before['missing_class_(%)_mean']
-    assert (finished[1] / 'figure.png').stat().st_size > 1000
-    assert 'The student never saw a 3.' in (finished[1] / 'report.md').read_text()
+    assert 'The student never saw a 3.' in (finished[0] / 'report.md').read_text()
 
 
 @pytest.mark.parametrize(
