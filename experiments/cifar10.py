@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
@@ -85,8 +86,8 @@ def main(config: Config) -> None:
     settings = SETTINGS[config.settings]
     dataset = data.load('cifar10', data_dir=config.data_dir)
     chosen = np.random.default_rng(0).permutation(len(dataset.train['labels']))[: settings.examples]
-    train = data.take(dataset.train, np.sort(chosen))
-    normalize = data.normalize(*data.channel_statistics(train['inputs']))
+    split = data.take(dataset.train, np.sort(chosen))
+    normalize = data.normalize(*data.channel_statistics(split['inputs']))
     # XLA's own convolutions are the fastest on accelerators, and slow on CPUs.
     lowering = models.cpu_convolution if jax.default_backend() == 'cpu' else jax.lax.conv_general_dilated
     teacher, student = (
@@ -95,22 +96,30 @@ def main(config: Config) -> None:
     labels = objectives.hard_labels()
     both = ALPHA * labels + (1 - ALPHA) * objectives.soft_targets(temperature=TEMPERATURE)
 
-    common = {'rate': LEARNING_RATE, 'batch_size': settings.batch_size, 'augment': AUGMENT}
-    teaching = scenarios.learn(teacher, labels, train, epochs=settings.teacher_epochs, **common)
-    alone = scenarios.learn(student, labels, train, epochs=settings.epochs, **common)
-    distilling = scenarios.learn(student, both, train, epochs=settings.epochs, teacher=teacher, **common)
+    def adam(epochs: int) -> optax.GradientTransformation:
+        return optax.adam(scenarios.falling(LEARNING_RATE, epochs, split, settings.batch_size))
+
+    teaching = training.distillation(teacher, None, labels, adam(settings.teacher_epochs))
+    alone = training.distillation(student, None, labels, adam(settings.epochs))
+    distilling = training.distillation(student, teacher, both, adam(settings.epochs))
+    runs.check(split, settings.batch_size, teaching, alone, distilling)
     output = runs.open_output(config)
     if output is None:
         return
-    fit = functools.partial(runs.train, data=train, output=output)
-    taught_by = fit(teaching, seed=1000, name='teacher').state.variables
+    mesh = runs.mesh(settings.batch_size)
+    fit = functools.partial(training.fit, batch_size=settings.batch_size, every=10, mesh=mesh, augment=AUGMENT)
+
+    def train(problem: training.Problem, name: str, seed: int, epochs: int, taught_by: Any = None) -> Any:
+        return fit(problem, split, taught_by, key=jax.random.key(seed), epochs=epochs, **runs.saved(output, name)).variables
+
+    def students(problem: training.Problem, name: str, taught_by: Any = None) -> list[Any]:
+        return [train(problem, f'seed{seed}/{name}', seed, settings.epochs, taught_by) for seed in range(config.seeds)]
+
+    taught_by = train(teaching, 'teacher', 1000, settings.teacher_epochs)
     trained = {
         'teacher': [taught_by],
-        'student alone': [fit(alone, seed=seed, name=f'seed{seed}/alone').state.variables for seed in range(config.seeds)],
-        'distilled': [
-            fit(distilling, seed=seed, name=f'seed{seed}/distilled', teacher_variables=taught_by).state.variables
-            for seed in range(config.seeds)
-        ],
+        'student alone': students(alone, 'alone'),
+        'distilled': students(distilling, 'distilled', taught_by),
     }
     rows = [
         measure(name, teacher if name == 'teacher' else student, teacher, taught_by, each, dataset, output)
@@ -123,7 +132,7 @@ def main(config: Config) -> None:
         dataset=dataset,
         started=started,
         devices=runs.devices_used(settings.batch_size),
-        notes=conclusion(rows, len(train['labels']), settings),
+        notes=conclusion(rows, len(split['labels']), settings),
     )
 
 

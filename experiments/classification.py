@@ -10,11 +10,14 @@ on the validation split; both it and the last are measured on the test split.
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 import zlib
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import optax
 import tyro
@@ -91,63 +94,54 @@ def main(config: Config) -> None:
         clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
         return optax.chain(clip, optax.add_decayed_weights(5e-4), optax.sgd(rate, momentum=0.9))
 
-    def prepare(problem: training.Problem) -> runs.Run:
-        return runs.prepare(
-            problem,
-            dataset.train,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            augment=AUGMENTATIONS[config.augment],
-            skip_nonfinite=config.skip_nonfinite,
-            fsdp=config.fsdp,
-        )
-
     teacher, student = network(config.teacher), network(config.student)
     # Where only some have labels, which they are differs from seed to seed: contrastive recipes then go by the example alone.
     train_labels = dataset.train['labels'] if config.labels is None else np.full_like(dataset.train['labels'], -1)
     pair = Pair.of(ARCHITECTURES[config.student], ARCHITECTURES[config.teacher], steps, config.epochs, train_labels)
     labels = objectives.hard_labels()
-    teaching = prepare(training.supervised(teacher, labels, optimizer()))
-    alone = prepare(training.supervised(student, labels, optimizer()))
-    distilling = prepare(training.distillation(student, teacher, RECIPES[config.recipe](pair), optimizer()))
+    teaching = training.distillation(teacher, None, labels, optimizer())
+    alone = training.distillation(student, None, labels, optimizer())
+    distilling = training.distillation(student, teacher, RECIPES[config.recipe](pair), optimizer())
+    runs.check(dataset.train, config.batch_size, teaching, alone, distilling)
+    mesh = runs.mesh(config.batch_size, fsdp=config.fsdp)
     output = runs.open_output(config)
     if output is None:
         return
 
-    measures = {network: training.evaluator(network) for network in (teacher, student)}
+    fit = functools.partial(
+        training.fit,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        mesh=mesh,
+        augment=AUGMENTATIONS[config.augment],
+        skip_nonfinite=config.skip_nonfinite,
+    )
 
-    def train(
-        run: runs.Run, network: networks.Network, folder: pathlib.Path, name: str, seed: int, split: Any, **more: Any
-    ) -> Any:
-        return runs.train(
-            run,
-            split,
-            seed=seed,
-            output=folder,
-            name=name,
-            validate=lambda variables: measures[network](variables, dataset.validation),
-            every=1,
-            **more,
-        )
+    def validation(network: networks.Network) -> Callable[[Any], dict[str, metrics.Average]]:
+        evaluate = training.evaluator(network)
+        return lambda variables: evaluate(variables, dataset.validation)
 
     fingerprint = zlib.crc32(dataset.train['inputs'].tobytes() + dataset.train['labels'].tobytes())
     settings = f'{config.epochs}-{config.batch_size}-{config.learning_rate}-{config.clip_norm}-{config.augment}'
     folder = pathlib.Path(config.teachers) / f'{config.teacher}-{settings}-{fingerprint:08x}'
     folder.mkdir(parents=True, exist_ok=True)
-    taught_by = train(teaching, teacher, folder, 'teacher', 1000, dataset.train)
+    saved = runs.saved(folder, 'teacher')
+    taught_by = fit(teaching, dataset.train, key=jax.random.key(1000), validate=validation(teacher), **saved)
     if taught_by.resumed_from == config.epochs * steps:
         print(f'The teacher was found in {folder}')
     fitted: dict[str, list[training.Fitted]] = {'teacher': [taught_by]}
     teacher_variables = taught_by.best_variables
+    validate = validation(student)
     for seed in range(config.seeds):
         labelled, partly = dataset.train, dataset.train
         if config.labels is not None:
             partly = data.hide_labels(dataset.train, keep=config.labels, seed=seed)
             labelled = data.repeat_labelled(partly)
-        fitted.setdefault('student alone', []).append(train(alone, student, output, f'seed{seed}/alone', seed, labelled))
-        fitted.setdefault('distilled', []).append(
-            train(distilling, student, output, f'seed{seed}/distilled', seed, partly, teacher_variables=teacher_variables)
-        )
+        settings = {'key': jax.random.key(seed), 'validate': validate}
+        learned = fit(alone, labelled, **settings, **runs.saved(output, f'seed{seed}/alone'))
+        fitted.setdefault('student alone', []).append(learned)
+        learned = fit(distilling, partly, teacher_variables, **settings, **runs.saved(output, f'seed{seed}/distilled'))
+        fitted.setdefault('distilled', []).append(learned)
     rows = [
         measure(name, teacher if name == 'teacher' else student, each, teacher, teacher_variables, dataset.test, output)
         for name, each in fitted.items()
@@ -175,7 +169,7 @@ def measure(
 ) -> reporting.Row:
     """Measures the last and the best epoch of every seed on the test split; the last is the file to ship."""
     evaluate = training.evaluator(network, teacher=teacher)
-    shipped = [runs.ship(output, name, seed, each.state.variables) for seed, each in enumerate(fitted)]
+    shipped = [runs.ship(output, name, seed, each.variables) for seed, each in enumerate(fitted)]
     last = [metrics.compute(evaluate(loaded, test, teacher_variables)) for _, loaded in shipped]
     best = [metrics.compute(evaluate(each.best_variables, test, teacher_variables)) for each in fitted]
     extra = reporting.mean_and_deviation('best_accuracy', [each['accuracy'] for each in best])

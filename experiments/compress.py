@@ -34,7 +34,7 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import compression, figures, reporting, runs
+from experiments import compression, figures, reporting, runs, scenarios
 from kdjax import data, export, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -119,35 +119,36 @@ def prepare(config: Config, train: Batch, classes: int) -> Callable[[pathlib.Pat
     steps = training.steps_per_epoch(train, batch_size)
     stages = compression.stages(student, ways, learning_rate=LEARNING_RATE, epochs=config.epochs, steps=steps)
 
-    def run(stage: compression.Stage, taught_by: networks.Network, objective: objectives.Objective) -> runs.Run:
-        problem = training.distillation(stage.network, taught_by, objective, stage.optimizer)
-        return runs.prepare(problem, train, epochs=stage.epochs, batch_size=batch_size)
+    def problems(taught_by: networks.Network | None, objective: objectives.Objective) -> dict[str, training.Problem]:
+        return {
+            name: training.distillation(stage.network, taught_by, objective, stage.optimizer) for name, stage in stages.items()
+        }
 
-    labels, nobody = objectives.hard_labels(), networks.nothing()
+    labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=4.0)
-    rate = optax.cosine_decay_schedule(LEARNING_RATE, config.epochs * steps)
-    teaching = run(compression.Stage(teacher, optax.adam(rate), config.epochs), nobody, labels)
-    learning = {
-        ALONE: {name: run(stage, nobody, labels) for name, stage in stages.items()},
-        DISTILLED: {name: run(stage, teacher, both) for name, stage in stages.items()},
-    }
+    adam = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, train, batch_size))
+    teaching = training.distillation(teacher, None, labels, adam)
+    learning = {ALONE: problems(None, labels), DISTILLED: problems(teacher, both)}
+    runs.check(train, batch_size, teaching, *(problem for kind in learning.values() for problem in kind.values()))
+    mesh = runs.mesh(batch_size)
 
     def make(output: pathlib.Path, seed: int) -> None:
         if _folder(output, seed, *_every_name()[-1]).exists():
             return
         with tqdm(total=1 + 2 * len(stages), desc=f'networks of seed {seed}', disable=None) as progress:
 
-            def fit(run: runs.Run, key: int, *name: str, **more: Any) -> dict[str, Any]:
-                path = '/'.join(map(runs.folder_name, name))
-                fitted = runs.train(run, train, seed=key, output=output, name=f'seed{seed}/{path}', **more)
+            def fit(problem: training.Problem, *name: str, **more: Any) -> dict[str, Any]:
+                saved = runs.saved(output, '/'.join([f'seed{seed}', *map(runs.folder_name, name)]))
+                fitted = training.fit(problem, train, batch_size=batch_size, every=10, mesh=mesh, **saved, **more)
                 progress.update()
-                return jax.device_get(fitted.state.variables)
+                return jax.device_get(fitted.variables)
 
             def learn(kind: str, name: str, variables: Any) -> dict[str, Any]:
-                more = {'teacher_variables': taught_by if kind == DISTILLED else None, 'student_variables': variables}
-                return fit(learning[kind][name], seed, kind, name, **more)
+                settings = {'key': jax.random.key(seed), 'epochs': stages[name].epochs, 'student_variables': variables}
+                teacher_variables = taught_by if kind == DISTILLED else None
+                return fit(learning[kind][name], kind, name, teacher_variables=teacher_variables, **settings)
 
-            taught_by = fit(teaching, 1000 + seed, 'teacher')
+            taught_by = fit(teaching, 'teacher', key=jax.random.key(1000 + seed), epochs=config.epochs)
             compression.ship(_folder(output, seed, 'teacher'), compression.Compressed(teacher, None, taught_by), batches[0])
             for kind in learning:
                 made = compression.compress(student, ways, functools.partial(learn, kind), batches)

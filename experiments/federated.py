@@ -142,10 +142,9 @@ def share(train: Batch, clients: int, concentration: float, seed: int) -> tuple[
 
 def federate(config: Config, network: networks.Network) -> Federation:
     """Makes what clients and server do."""
-    local = training.supervised(network, objectives.hard_labels(), optax.sgd(0.1))
+    local = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
     teacher = networks.ensemble([network] * config.clients, average='logits')
     fusion = training.distillation(network, teacher, objectives.soft_targets(temperature=1.0), optax.adam(1e-3))
-    epoch = training.in_memory_epoch(fusion, batch_size=config.batch_size)
 
     def average(key: jax.Array, clients: dict[str, Any], examples: np.ndarray, unlabelled: Batch) -> dict[str, Any]:
         del key, unlabelled
@@ -154,11 +153,9 @@ def federate(config: Config, network: networks.Network) -> Federation:
     def distill(key: jax.Array, clients: dict[str, Any], examples: np.ndarray, unlabelled: Batch) -> dict[str, Any]:
         start = training.average_clients(clients, examples)
         members = networks.ensemble_variables(apart(clients, len(examples)))
-        batch = data.take(unlabelled, np.arange(config.batch_size))
-        state = fusion.init(key, batch, student_variables=start)
-        for _ in range(config.server_epochs):
-            state, _ = epoch(state, members, unlabelled)
-        return state.variables
+        epochs = {'epochs': config.server_epochs, 'every': config.server_epochs}
+        settings = {'batch_size': config.batch_size, 'progress': False, **epochs}
+        return training.fit(fusion, unlabelled, members, key=key, student_variables=start, **settings).variables
 
     update = training.client_updates(local, steps=config.steps, batch_size=config.batch_size)
     return Federation(network, update, {AVERAGED: average, DISTILLED: distill}, training.evaluator(network))

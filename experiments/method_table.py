@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from experiments import architectures, figures, reporting, runs
 from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
 from kdjax import data, metrics, models, networks, objectives, training
-from kdjax.batches import Batch
+from kdjax.batches import Batch, take_examples
 from kdjax.losses.features import average_pool
 
 BATCH_SIZE = 64
@@ -143,6 +143,7 @@ def compare(
 ) -> list[reporting.Row]:
     """Trains a teacher and the students of every method of a family, and returns the rows of the table."""
     prepared = _preparation(dataset)
+    mesh = runs.mesh(BATCH_SIZE)
 
     def network(architecture: architectures.Architecture, method: str = BASELINE) -> networks.Network:
         return networks.preprocess(architectures.network(architecture, dataset.classes, recipe=method), prepared)
@@ -152,9 +153,17 @@ def compare(
 
     teacher, student = network(family.teacher), network(family.student)
     steps = training.steps_per_epoch(dataset.train, BATCH_SIZE)
-    problem = training.supervised(teacher, objectives.hard_labels(), optimizer(steps))
-    run = runs.prepare(problem, dataset.train, epochs=config.epochs, batch_size=BATCH_SIZE)
-    taught_by = runs.train(run, dataset.train, seed=1000, output=output, name=f'{family.name}-teacher').state.variables
+    problem = training.distillation(teacher, None, objectives.hard_labels(), optimizer(steps))
+    taught_by = training.fit(
+        problem,
+        dataset.train,
+        key=jax.random.key(1000),
+        batch_size=BATCH_SIZE,
+        epochs=config.epochs,
+        every=10,
+        mesh=mesh,
+        **runs.saved(output, f'{family.name}-teacher'),
+    ).variables
     size, loaded = runs.ship(output, f'{family.name} teacher', 0, taught_by)
     accuracy = metrics.compute(training.evaluator(teacher)(loaded, dataset.test))['accuracy']
     rows = [reporting.Row(f'{family.name} teacher', [accuracy], size, teacher, loaded)]
@@ -171,7 +180,7 @@ def compare(
         if not record.exists():
             pair_of_networks = network(family.student, method), network(family.teacher, method)
             problem = students(family.recipes[method], pair, pair_of_networks, optimizer(steps), config.seeds)
-            seconds = train(problem, taught_by, transfer, config, output, name, run.mesh)
+            seconds = train(problem, taught_by, transfer, config, output, name, mesh)
             reporting.write_json(record, {'step_ms': 1000 * seconds / steps})
         trained = measure(output, name, config.seeds, lambda loaded: evaluate(loaded, dataset.test))
         trained = trained._replace(step_ms=json.loads(record.read_text())['step_ms'])
@@ -211,7 +220,7 @@ def train(
 ) -> float:
     """Trains a method's students and ships them; returns the median time of an epoch in seconds."""
     epoch = training.in_memory_epoch(problem, batch_size=BATCH_SIZE, mesh=mesh)
-    state = problem.init(jax.random.key(0), data.take(transfer, np.arange(BATCH_SIZE)))
+    state = problem.init(jax.random.key(0), take_examples(transfer, slice(0, BATCH_SIZE)))
     state, teacher_variables, transfer = training.replicate(mesh, (state, teacher_variables, transfer))
     taken = []
     for number in tqdm(range(config.epochs), desc=name, leave=False, disable=None):

@@ -22,11 +22,13 @@ References:
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import optax
 import tyro
@@ -82,38 +84,44 @@ def main(config: Config) -> None:
     )
     teachers, apart = networks.multitask([teacher] * tasks), networks.multitask([narrow] * tasks)
 
-    def prepare(network: networks.Network, objective: objectives.Objective, split: Batch, epochs: int, **more: Any) -> runs.Run:
-        return scenarios.learn(network, objective, split, epochs=epochs, batch_size=config.batch_size, **more)
+    def adam(rate: float, epochs: int, split: Batch) -> optax.GradientTransformation:
+        return optax.adam(scenarios.falling(rate, epochs, split, config.batch_size))
 
     epochs = 4 * config.epochs
     labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=2.0)
     falling = optax.linear_schedule(1.0, 0.0, epochs * training.steps_per_epoch(transfer, config.batch_size))
     annealed = falling * soft + (lambda step: 1 - falling(step)) * labels
-    teaching = prepare(teacher, labels, of_task(train, 0), config.epochs, rate=1e-3)
-    alone = prepare(narrow, labels, of_task(transfer, 0), epochs, rate=3e-3)
+    teaching = training.distillation(teacher, None, labels, adam(1e-3, config.epochs, train))
+    optimizer = adam(3e-3, epochs, transfer)
+    alone = training.distillation(narrow, None, labels, optimizer)
     learning = {
-        TOGETHER: prepare(student, labels, transfer, epochs, rate=3e-3),
-        MIXED: prepare(student, 0.5 * labels + 0.5 * soft, transfer, epochs, rate=3e-3, teacher=teachers),
-        ANNEALED: prepare(student, annealed, transfer, epochs, rate=3e-3, teacher=teachers),
-        SOFT: prepare(student, soft, transfer, epochs, rate=3e-3, teacher=teachers),
+        TOGETHER: training.distillation(student, None, labels, optimizer),
+        MIXED: training.distillation(student, teachers, 0.5 * labels + 0.5 * soft, optimizer),
+        ANNEALED: training.distillation(student, teachers, annealed, optimizer),
+        SOFT: training.distillation(student, teachers, soft, optimizer),
     }
+    runs.check(of_task(train, 0), config.batch_size, teaching)
+    runs.check(of_task(transfer, 0), config.batch_size, alone)
+    runs.check(transfer, config.batch_size, *learning.values())
     output = runs.open_output(config)
     if output is None:
         return
+    fit = functools.partial(training.fit, batch_size=config.batch_size, mesh=runs.mesh(config.batch_size))
 
     def one_seed(seed: int) -> dict[str, Any]:
-        def fit(name: str, run: runs.Run, split: Batch, key: int, **more: Any) -> Any:
-            path = f'seed{seed}/{runs.folder_name(name)}'
-            return runs.train(run, split, seed=key, output=output, name=path, every=run.epochs, **more).state.variables
+        def learn(name: str, problem: training.Problem, split: Batch, key: int, epochs: int, taught_by: Any = None) -> Any:
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            return fit(problem, split, taught_by, key=jax.random.key(key), epochs=epochs, every=epochs, **saved).variables
 
-        def each(name: str, run: runs.Run, split: Batch) -> Any:
-            made = [fit(f'{name} {TASKS[i]}', run, of_task(split, i), 1000 * (i + 1) + seed) for i in range(tasks)]
+        def each(name: str, problem: training.Problem, split: Batch, epochs: int) -> Any:
+            keys = [1000 * (i + 1) + seed for i in range(tasks)]
+            made = [learn(f'{name} {TASKS[i]}', problem, of_task(split, i), keys[i], epochs) for i in range(tasks)]
             return networks.ensemble_variables(made)
 
-        taught_by = each(TEACHERS, teaching, train)
-        made = {TEACHERS: taught_by, APART: each(APART, alone, transfer)}
-        for name, run in learning.items():
-            made[name] = fit(name, run, transfer, seed, teacher_variables=None if name == TOGETHER else taught_by)
+        taught_by = each(TEACHERS, teaching, train, config.epochs)
+        made = {TEACHERS: taught_by, APART: each(APART, alone, transfer, epochs)}
+        for name, problem in learning.items():
+            made[name] = learn(name, problem, transfer, seed, epochs, None if name == TOGETHER else taught_by)
         return made
 
     trained = scenarios.by_name(map(one_seed, range(config.seeds)))

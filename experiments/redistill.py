@@ -34,8 +34,10 @@ References:
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -121,9 +123,7 @@ def main(config: Config) -> None:
     output = runs.open_output(config)
     if output is None:
         return
-    trained = scenarios.by_name(
-        one_seed(recipe, config, splits, teacher, student, output, seed) for seed in range(config.seeds)
-    )
+    trained = scenarios.by_name(one_seed(recipe, splits, teacher, student, output, seed) for seed in range(config.seeds))
     network_of = {name: teacher if name.startswith('teacher') else student for name in trained}
     rows = parts.average({name: scenarios.measure(network_of, trained, splits.test[name], output) for name in DOMAINS})
     reporting.write_report(
@@ -172,34 +172,46 @@ def resized(examples: Batch, frame: tuple[slice, slice]) -> Batch:
 
 def prepare(
     config: Config, splits: Splits, teacher: networks.Network, student: networks.Network, classes: int
-) -> dict[str, runs.Run]:
-    """The training of each step, compiled once for all seeds."""
+) -> dict[str, Callable[..., training.Fitted]]:
+    """`training.fit` for each step, `recipe[step](examples, key=...)`, compiled once for all seeds."""
     labels = objectives.hard_labels()
     agreement = objectives.from_recorded_logits(objectives.soft_targets(temperature=2.0))
-    longer, few_size = 5 * config.epochs, min(config.batch_size, len(splits.few['labels']))
+    few_size = min(config.batch_size, len(splits.few['labels']))
     both_steps = config.epochs * training.steps_per_epoch(splits.both, config.batch_size)
     alignment = objectives.domain_discrimination(FEATURE, hidden=64, reversal=losses.reversal_schedule(both_steps))
     recorded = {**splits.both, 'teacher_logits': np.zeros((len(splits.both['inputs']), classes), np.float32)}
 
-    def tune(optimizer: optax.GradientTransformation) -> runs.Run:
-        problem = training.supervised(teacher, labels, optimizer)
-        return runs.prepare(problem, splits.few, epochs=longer, batch_size=few_size)
+    fit, fit_few = (
+        functools.partial(training.fit, batch_size=size, epochs=epochs, every=epochs, mesh=runs.mesh(size))
+        for size, epochs in ((config.batch_size, config.epochs), (few_size, 5 * config.epochs))
+    )
 
-    settings = {'epochs': config.epochs, 'batch_size': config.batch_size}
+    def tune(optimizer: optax.GradientTransformation) -> Callable[..., training.Fitted]:
+        problem = training.distillation(teacher, None, labels, optimizer)
+        runs.check(splits.few, few_size, problem)
+        return functools.partial(fit_few, problem)
+
+    def learn(
+        network: networks.Network, objective: objectives.Objective, examples: Batch, rate: float = 1e-3
+    ) -> Callable[..., training.Fitted]:
+        adam = optax.adam(scenarios.falling(rate, config.epochs, examples, config.batch_size))
+        problem = training.distillation(network, None, objective, adam)
+        runs.check(examples, config.batch_size, problem)
+        return functools.partial(fit, problem)
+
     return {
-        TEACHER: scenarios.learn(teacher, labels, splits.source, rate=1e-3, **settings),
-        ADAPTED: scenarios.learn(teacher, labels + alignment, labels_of_source(splits), rate=1e-3, **settings),
+        TEACHER: learn(teacher, labels, splits.source),
+        ADAPTED: learn(teacher, labels + alignment, labels_of_source(splits)),
         EVERYTHING: tune(optax.adam(1e-3)),
         TUNED: tune(training.train_only(optax.adam(1e-3), CHOSEN)),
-        AGREEING: scenarios.learn(student, agreement, recorded, rate=1e-3, **settings),
-        ALIGNED: scenarios.learn(student, agreement + 0.3 * alignment, recorded, rate=1e-3, **settings),
-        AGAIN: scenarios.learn(student, labels, splits.source, rate=1e-4, **settings),
+        AGREEING: learn(student, agreement, recorded),
+        ALIGNED: learn(student, agreement + 0.3 * alignment, recorded),
+        AGAIN: learn(student, labels, splits.source, rate=1e-4),
     }
 
 
 def one_seed(
-    recipe: dict[str, runs.Run],
-    config: Config,
+    recipe: dict[str, Callable[..., training.Fitted]],
     splits: Splits,
     teacher: networks.Network,
     student: networks.Network,
@@ -209,10 +221,10 @@ def one_seed(
     """Follows the recipe; returns the variables after every step."""
 
     def fit(name: str, step: str, examples: Batch, start: Any = None) -> Any:
-        path, run = f'seed{seed}/{runs.folder_name(name)}', recipe[step]
-        fitted = runs.train(run, examples, seed=seed, output=output, name=path, student_variables=start, every=run.epochs)
-        return jax.device_get(fitted.state.variables)
+        saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+        return jax.device_get(recipe[step](examples, key=key, student_variables=start, **saved).variables)
 
+    key = jax.random.key(seed)
     made = {TEACHER: fit(TEACHER, TEACHER, splits.source)}
     made[ADAPTED] = fit(ADAPTED, ADAPTED, labels_of_source(splits))
     made[ALONE] = fit(ALONE, EVERYTHING, splits.few)
@@ -224,9 +236,18 @@ def one_seed(
     for step in (AGREEING, ALIGNED):
         made[step] = fit(step, step, recorded, made[HANDED])
     made[AGAIN] = fit(AGAIN, AGAIN, splits.source, made[ALIGNED])
-    made[KEPT] = keep_best(
-        recipe[AGAIN], config, splits, student, output, f'seed{seed}/{runs.folder_name(KEPT)}', seed, made[ALIGNED]
+    fitted = recipe[AGAIN](
+        splits.source,
+        key=key,
+        student_variables=made[ALIGNED],
+        every=1,
+        validate=in_both(student, splits.validation),
+        monitor='lower',
+        mode='max',
+        target=TARGET_ACCURACY,
+        **runs.saved(output, f'seed{seed}/{runs.folder_name(KEPT)}'),
     )
+    made[KEPT] = jax.device_get(fitted.best_variables)
     return made
 
 
@@ -243,41 +264,16 @@ def recorded_logits(teacher: networks.Network, both: Batch, of_source: Any, of_t
     return np.where(both['domains'][:, None] == 0, *said)
 
 
-def keep_best(
-    run: runs.Run,
-    config: Config,
-    splits: Splits,
-    student: networks.Network,
-    output: pathlib.Path,
-    name: str,
-    seed: int,
-    start: Any,
-) -> Any:
-    """Trains on the source until both validation accuracies reach the target, and keeps the best of their minimum."""
+def in_both(student: networks.Network, validation: dict[str, Batch]) -> Callable[[Any], dict[str, Average]]:
+    """Makes the function that validates a student: its accuracy in each domain, and the lower of the two."""
     evaluate = training.evaluator(student)
 
     def validate(variables: Any) -> dict[str, Average]:
-        measured = {domain: evaluate(variables, examples)['accuracy'] for domain, examples in splits.validation.items()}
+        measured = {domain: evaluate(variables, examples)['accuracy'] for domain, examples in validation.items()}
         lower = min(metrics.compute(measured).values())
         return {**measured, 'lower': Average(np.float32(lower), np.float32(1.0))}
 
-    fitted = training.fit(
-        run.problem,
-        splits.source,
-        key=jax.random.key(seed),
-        batch_size=run.batch_size,
-        epochs=config.epochs,
-        mesh=run.mesh,
-        student_variables=start,
-        target=TARGET_ACCURACY,
-        validate=validate,
-        monitor='lower',
-        mode='max',
-        directory=output / 'checkpoints' / name,
-        log=output / 'metrics.jsonl',
-        name=name,
-    )
-    return jax.device_get(fitted.best_variables)
+    return validate
 
 
 def conclusion(rows: list[reporting.Row]) -> str:

@@ -25,13 +25,12 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
 from kdjax import data, models, networks, objectives, training
-from kdjax.batches import Batch
+from kdjax.batches import Batch, take_examples
 
 LEARNING_RATE = 1e-2
 
@@ -90,24 +89,33 @@ def main(config: Config) -> None:
     rescale = data.normalize(*data.channel_statistics(dataset.train['inputs']))
     teacher = networks.preprocess(networks.from_linen(models.MLP((400, 400), dataset.classes, dropout=0.3)), rescale)
     student = networks.preprocess(networks.from_linen(models.MLP((32,), dataset.classes)), rescale)
-    teaching = scenarios.learn(
-        teacher, objectives.hard_labels(), dataset.train, rate=2e-3, epochs=config.epochs, batch_size=config.batch_size
-    )
+    rate = scenarios.falling(2e-3, config.epochs, dataset.train, config.batch_size)
+    teaching = training.distillation(teacher, None, objectives.hard_labels(), optax.adam(rate))
     epochs = 2 * config.epochs
     steps = epochs * training.steps_per_epoch(transfer, config.batch_size)
     problem = students(student, teacher, steps)
-    epoch = training.in_memory_epoch(problem, batch_size=config.batch_size, mesh=teaching.mesh)
+    runs.check(dataset.train, config.batch_size, teaching)
+    runs.check(transfer, config.batch_size, problem)
+    mesh = runs.mesh(config.batch_size)
+    epoch = training.in_memory_epoch(problem, batch_size=config.batch_size, mesh=mesh)
     output = runs.open_output(config)
     if output is None:
         return
 
     def one_seed(seed: int) -> dict[str, dict]:
-        taught_by = runs.train(
-            teaching, dataset.train, seed=1000 + seed, output=output, name=f'seed{seed}/teacher', every=config.epochs
-        ).state.variables
-        example = data.take(transfer, np.arange(config.batch_size))
+        taught_by = training.fit(
+            teaching,
+            dataset.train,
+            key=jax.random.key(1000 + seed),
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            every=config.epochs,
+            mesh=mesh,
+            **runs.saved(output, f'seed{seed}/teacher'),
+        ).variables
+        example = take_examples(transfer, slice(0, config.batch_size))
         state = problem.init(jax.random.key(seed), example, student_variables=same_start(student, transfer, seed))
-        state, taught_by, examples = training.replicate(teaching.mesh, (state, taught_by, transfer))
+        state, taught_by, examples = training.replicate(mesh, (state, taught_by, transfer))
         for _ in range(epochs):
             state, _ = epoch(state, taught_by, examples)
         learned = jax.device_get(state.variables)

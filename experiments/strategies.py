@@ -128,43 +128,40 @@ def main(config: Config) -> None:
     module = networks.from_linen(MODULE.clone(classes=dataset.classes), features=LAST)
     network = networks.preprocess(module, data.normalize(0.0, 1.0))
     teacher = networks.ensemble([network] * MEMBERS)
+    rate = scenarios.falling(LEARNING_RATE, config.epochs, unlabelled, config.batch_size)
 
-    def prepare(strategy: Strategy, taught_by: networks.Network, split: Batch) -> runs.Run:
-        return scenarios.learn(
-            network,
-            strategy.objective,
-            split,
-            rate=LEARNING_RATE,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            teacher=taught_by,
-            optimizer=lambda rate: optax.chain(training.gaussian_prior(strategy.precision), optax.adam(rate)),
-        )
+    def problem(taught_by: networks.Network | None, strategy: Strategy) -> training.Problem:
+        optimizer = optax.chain(training.gaussian_prior(strategy.precision), optax.adam(rate))
+        return training.distillation(network, taught_by, strategy.objective, optimizer)
 
-    source = Strategy(objectives.hard_labels(), SOURCE_PRECISION, copied=False)
-    teaching = prepare(source, networks.nothing(), dataset.train)
+    teaching = problem(None, Strategy(objectives.hard_labels(), SOURCE_PRECISION))
     ways = strategies(steps)
-    prepared = {name: prepare(way, teacher, unlabelled) for name, way in ways.items()}
+    problems = {name: problem(teacher, way) for name, way in ways.items()}
+    runs.check(dataset.train, config.batch_size, teaching)
+    runs.check(unlabelled, config.batch_size, *problems.values())
     pair = training.expectation_maximization([network] * 2, precision=EM_PRECISION)
     output = runs.open_output(config)
     if output is None:
         return
-
-    def fit(run: runs.Run, split: Batch, seed: int, name: str, **more: Any) -> Any:
-        return runs.train(run, split, seed=seed, output=output, name=name, every=config.epochs, **more).state.variables
-
+    settings = {'epochs': config.epochs, 'every': config.epochs, 'batch_size': config.batch_size}
+    fit = functools.partial(training.fit, mesh=runs.mesh(config.batch_size), **settings)
     bounds = []
 
     def networks_of(seed: int) -> dict[str, Any]:
         few = data.hide_labels(dataset.train, keep=min(config.labels, len(dataset.train['labels'])), seed=seed)
         labelled = data.repeat_labelled(few)
-        members = [fit(teaching, labelled, 1000 * (i + 1) + seed, f'seed{seed}/member{i}') for i in range(MEMBERS)]
+        keys = [jax.random.key(1000 * (i + 1) + seed) for i in range(MEMBERS)]
+        members = [
+            fit(teaching, labelled, key=key, **runs.saved(output, f'seed{seed}/member{i}')).variables
+            for i, key in enumerate(keys)
+        ]
         taught_by = networks.ensemble_variables(members)
         found = {'teacher': taught_by, 'start': members[0]}
-        for name, run in prepared.items():
+        for name, learning in problems.items():
             start = members[0] if ways[name].copied else None
-            folder = f'seed{seed}/{runs.folder_name(name)}'
-            found[name] = fit(run, unlabelled, seed, folder, teacher_variables=taught_by, student_variables=start)
+            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            fitted = fit(learning, unlabelled, taught_by, key=jax.random.key(seed), student_variables=start, **saved)
+            found[name] = fitted.variables
         agreed, rising = training.until_convergence(pair, pair.init(members[:2]), few, tolerance=TOLERANCE)
         bounds.append(rising.tolist())
         return found | {'EM, student': agreed.variables[0], 'EM, teacher': agreed.variables[1]}

@@ -18,6 +18,7 @@ import optax
 from experiments import runs
 from experiments.benchmarks.turns import in_turns
 from kdjax import models, networks, objectives, training
+from kdjax.batches import take_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,12 @@ def main(config: Config) -> None:
         'inputs': jax.device_put(rng.standard_normal((config.steps * config.batch_size, 784), np.float32)),
         'labels': jax.device_put(rng.integers(0, 10, config.steps * config.batch_size, np.int32)),
     }
-    short = {name: array[: len(array) // 8] for name, array in long.items()}
+    short = take_examples(long, slice(0, config.steps // 8 * config.batch_size))
     teacher_variables = teacher.init(jax.random.key(1), long['inputs'][:1])
 
     def epoch(data: dict[str, jax.Array], at_once: int) -> object:
         run = training.in_memory_epoch(problem, batch_size=config.batch_size, steps_per_dispatch=at_once)
-        state = problem.init(jax.random.key(0), {name: array[: config.batch_size] for name, array in data.items()})
+        state = problem.init(jax.random.key(0), take_examples(data, slice(0, config.batch_size)))
 
         def call() -> object:
             nonlocal state

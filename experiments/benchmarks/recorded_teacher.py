@@ -25,6 +25,7 @@ from experiments import runs
 from experiments.architectures import ARCHITECTURES, network
 from experiments.benchmarks.turns import in_turns, ratio
 from kdjax import data, networks, objectives, training
+from kdjax.batches import take_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ def main(config: Config) -> None:
     soft = hard + 0.9 * objectives.soft_targets()
     problems = {
         'teacher': training.distillation(student, teacher, soft, optimizer),
-        'recorded': training.supervised(student, objectives.from_recorded_logits(soft), optimizer),
-        'top_k': training.supervised(student, hard + 0.9 * objectives.top_k_soft_targets(), optimizer),
+        'recorded': training.distillation(student, None, objectives.from_recorded_logits(soft), optimizer),
+        'top_k': training.distillation(student, None, hard + 0.9 * objectives.top_k_soft_targets(), optimizer),
     }
     with tempfile.TemporaryDirectory() as folder:
         record = functools.partial(
@@ -109,7 +110,7 @@ def main(config: Config) -> None:
 def _epochs(problem: training.Problem, batch_size: int, views: training.Views, examples: dict[str, Any], variables: Any) -> Any:
     """A function that runs one epoch more each time that it is called."""
     examples = jax.device_put({name: np.asarray(array) for name, array in examples.items()})
-    batch = training.one_view({name: array[:batch_size] for name, array in examples.items()}, 0)
+    batch = training.one_view(take_examples(examples, slice(0, batch_size)), 0)
     state = jax.jit(problem.init)(jax.random.key(2), batch)
     run = training.in_memory_epoch(problem, batch_size=batch_size, views=views)
 

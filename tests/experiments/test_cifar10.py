@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments import cifar10, runs
-from kdjax import data, models
+from experiments import cifar10
+from kdjax import data, models, training
 
 # The run below replaces them by smaller ones.
 PAIR = cifar10.TEACHER, cifar10.STUDENT
@@ -23,15 +23,15 @@ def finished(tmp_path_factory):
     """A run, the splits that its trainings saw, and its config."""
     output = tmp_path_factory.mktemp('runs') / 'cifar10'
     config = cifar10.Config(seeds=2, output=str(output))
-    train, seen = runs.train, []
+    fit, seen = training.fit, []
 
-    def remember(run, data, **more):
-        seen.append((more['name'], run.epochs, data, more.get('teacher_variables')))
-        return train(run, data, **more)
+    def remember(problem, split, taught_by, **more):
+        seen.append((more['name'], more['epochs'], split, taught_by))
+        return fit(problem, split, taught_by, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, 'load', lambda name, **_: data.Dataset(name, 10, images(48, 0), images(8, 1), images(16, 2)))
-        patch.setattr(runs, 'train', remember)
+        patch.setattr(training, 'fit', remember)
         patch.setattr(cifar10, 'TEACHER', models.CNN((4,), (8,)))
         patch.setattr(cifar10, 'STUDENT', models.CNN((3,), (6,)))
         settings = cifar10.Settings(examples=32, teacher_epochs=2, epochs=1, batch_size=16)

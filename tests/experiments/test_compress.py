@@ -155,7 +155,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(finished, rows, capsys):
 def test_a_run_whose_networks_are_all_there_only_measures(finished, monkeypatch):
     config, output = finished
     (output / 'report.json').unlink()
-    monkeypatch.delattr(runs, 'train')
+    monkeypatch.delattr(training, 'fit')
 
     def stop(*rest):
         raise KeyboardInterrupt
@@ -220,7 +220,7 @@ def test_the_stage_of_unstructured_pruning_reaches_its_sparsity_in_half_its_step
         f'{compression.AWARE}, then unstructured': 2,
     }
     stage = stages['unstructured']
-    problem = training.supervised(stage.network, objectives.hard_labels(), stage.optimizer)
+    problem = training.distillation(stage.network, None, objectives.hard_labels(), stage.optimizer)
     state = problem.init(jax.random.key(0), batch)
     sparsities = [zeros(state.params)]
     for _ in range(6):

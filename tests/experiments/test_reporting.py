@@ -6,11 +6,10 @@ import types
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 import pytest
 
 from experiments import figures, method_table, reporting, runs
-from kdjax import networks, objectives, training
+from kdjax import networks
 
 NETWORK = networks.from_linen(nn.Dense(3))
 INPUTS = np.ones((64, 2), np.float32)
@@ -68,9 +67,7 @@ def test_the_difference_of_two_means_has_an_error_only_if_both_have_one():
 
 @pytest.mark.parametrize('batch_size, used, all_with', [(50, 2, 56), (64, 8, None), (9, 1, 16)])
 def test_devices_that_a_batch_leaves_idle_are_named(batch_size, used, all_with, capsys):
-    problem = training.supervised(NETWORK, objectives.hard_labels(), optax.sgd(0.1))
-    run = runs.prepare(problem, {'inputs': INPUTS, 'labels': np.zeros(64, np.int32)}, epochs=1, batch_size=batch_size)
-    assert run.mesh.size == runs.devices_used(batch_size) == used
+    assert runs.mesh(batch_size).size == runs.devices_used(batch_size) == used
     said = f'Training on {used} of 8 devices, as many as divide a batch of {batch_size}; batches of {all_with} would use all\n'
     assert capsys.readouterr().out == ('' if all_with is None else said)
     assert reporting.machine(used).startswith('8 x ' if used == 8 else f'{used} of 8 x ')

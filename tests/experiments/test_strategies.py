@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+import scenario
 
 from experiments import runs, strategies
 from kdjax import data, export, models
@@ -27,11 +28,7 @@ NAMES = [
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'strategies'
     config = strategies.Config(seeds=1, epochs=12, labels=60, batch_size=115, output=str(output))
-    train, calls, ways = runs.train, {}, strategies.strategies
-
-    def records(run, split, *, name, **more):
-        calls[name] = (split, jax.device_get(more))
-        return train(run, split, name=name, **more)
+    ways = strategies.strategies
 
     def few_ways(steps):
         # Nearly all the time goes into compiling.
@@ -47,14 +44,13 @@ def finished(tmp_path_factory):
         patch.setattr(strategies, 'SIZE', 1e-2)
         patch.setattr(strategies, 'LIMIT', 0.5)
         patch.setattr(strategies, 'TOLERANCE', 1e-2)
-        patch.setattr(runs, 'train', records)
-        strategies.main(config)
-    return output, calls
+        found, trained = scenario.run(strategies, config)
+    return output, found, trained
 
 
 @pytest.fixture(scope='module')
 def rows(finished):
-    return {row['name']: row for row in json.loads((finished[0] / 'report.json').read_text())['rows']}
+    return finished[1]
 
 
 def params(output, name):
@@ -67,21 +63,21 @@ def distance(output, name):
 
 
 def test_students_see_no_labels_and_the_source_no_more_than_it_has(finished):
-    for name, (split, _) in finished[1].items():
+    for name, fitted in finished[2].items():
         if 'member' in name:
-            assert len(np.unique(split['inputs'], axis=0)) <= 60
+            assert len(np.unique(fitted.split['inputs'], axis=0)) <= 60
         else:
-            assert set(split) == {'inputs'}
+            assert set(fitted.split) == {'inputs'}
 
 
 def test_a_copied_student_starts_from_the_parameters_of_the_teacher(finished):
-    output, calls = finished
+    output, _, trained = finished
     start = params(output, 'start')
     jax.tree.map(np.testing.assert_array_equal, start, params(output, 'teacher')['0'])
     for name, way in strategies.strategies(1).items():
         if name == 'size penalty':
             continue
-        given = calls[f'seed0/{runs.folder_name(name)}'][1]['student_variables']
+        given = trained[f'seed0/{runs.folder_name(name)}'].student
         if way.copied:
             jax.tree.map(np.testing.assert_array_equal, given['params'], start)
         else:
@@ -90,7 +86,7 @@ def test_a_copied_student_starts_from_the_parameters_of_the_teacher(finished):
 
 
 def test_the_prior_keeps_the_student_near_its_start(finished):
-    output, _ = finished
+    output = finished[0]
     free, held, warmed = (distance(output, name) for name in ('copied', 'prior', 'prior, warmed up'))
     assert 0 < held < 0.8 * free
     assert 0 < warmed < 0.8 * free

@@ -11,7 +11,6 @@ import optax
 import pytest
 from toy_problem import make
 
-from experiments import runs
 from kdjax import networks, objectives, training
 
 
@@ -161,18 +160,6 @@ def test_one_more_is_an_error_that_names_the_step_and_keeps_the_last_good_checkp
         step, kept = training.restore_newest(manager, like, {'examples': 16, 'batch_size': 4})
     assert step == 8
     assert np.isfinite(host(kept).params['kernel']).all()
-
-
-def test_an_experiment_skips_if_it_is_told_to(tmp_path):
-    problem, data = small()
-    run = runs.prepare(problem, data, epochs=2, batch_size=4, skip_nonfinite=2)
-    fitted = runs.train(run, data, seed=0, output=tmp_path, name='a', every=1)
-    assert np.isfinite(host(fitted.state).params['kernel']).all()
-    run = runs.prepare(problem, data, epochs=2, batch_size=4)
-    with pytest.raises(training.NonFiniteLossError, match=r'not finite at step [0-3], from term hard_labels'):
-        runs.train(run, data, seed=0, output=tmp_path, name='b')
-    with pytest.raises(ValueError, match='--skip-nonfinite must be at least 0, got -1'):
-        runs.prepare(problem, data, epochs=2, batch_size=4, skip_nonfinite=-1)
 
 
 def test_a_gradient_and_parameters_that_are_not_finite_stop_a_run_whose_loss_is():
