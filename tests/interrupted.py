@@ -14,8 +14,8 @@ from kdjax import metrics, networks, objectives, training
 EPOCHS = 60
 STEPS = 4
 network = networks.from_linen(nn.Sequential([nn.Dense(8), nn.Dropout(0.1, deterministic=False), nn.Dense(3)]))
-problem = training.supervised(
-    network, objectives.hard_labels(), optax.sgd(optax.cosine_decay_schedule(0.1, EPOCHS * STEPS), 0.9)
+problem = training.distillation(
+    network, None, objectives.hard_labels(), optax.sgd(optax.cosine_decay_schedule(0.1, EPOCHS * STEPS), 0.9)
 )
 rng = np.random.default_rng(0)
 data = {'inputs': rng.normal(size=(35, 5)).astype(np.float32), 'labels': rng.integers(0, 3, 35).astype(np.int32)}

@@ -34,6 +34,10 @@ class SmallNetwork(nn.Module):
         return nn.Dense(3, name='head')(x.mean((1, 2)))
 
 
+SILENT = networks.Network(lambda key, inputs: {}, lambda variables, inputs, **more: (networks.Outputs(None), {}))
+"""A network without logits, features or variables."""
+
+
 class Problem(NamedTuple):
     """A pair, what it learns, and data for it."""
 

@@ -15,7 +15,6 @@ from kdjax.networks.parts import in_parts as in_parts
 from kdjax.networks.tasks import multitask as multitask
 from kdjax.networks.transformations import ensemble as ensemble
 from kdjax.networks.transformations import ensemble_variables as ensemble_variables
-from kdjax.networks.transformations import nothing as nothing
 from kdjax.networks.transformations import postprocess as postprocess
 from kdjax.networks.transformations import preprocess as preprocess
 from kdjax.networks.transformations import tap_jacobian as tap_jacobian

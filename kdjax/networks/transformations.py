@@ -234,19 +234,3 @@ def tap_jacobian(network: Network, directions: jax.Array | None = None) -> Netwo
         return Outputs(outputs.logits, {**outputs.features, 'jacobian': jacobian}), state
 
     return Network(network.init, apply)
-
-
-def nothing() -> Network:
-    """The teacher of a student that learns alone: no variables, no logits, no features.
-
-    >>> nothing().apply({}, None)
-    (Outputs(logits=None, features={}), {})
-    """
-
-    def apply(
-        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
-    ) -> tuple[Outputs, dict[str, Any]]:
-        del variables, inputs, train, rng
-        return Outputs(None), {}
-
-    return Network(lambda key, inputs: {}, apply)

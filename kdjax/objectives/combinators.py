@@ -160,7 +160,7 @@ def over_positions(objective: Objective, entry: str) -> Objective:
 def from_recorded_logits(objective: Objective) -> Objective:
     """The same objective with `batch['teacher_logits']` in place of a teacher's, for a run without the network.
 
-    `distillation(student, networks.nothing(), from_recorded_logits(0.9 * soft_targets() + 0.1 * hard_labels()), optimizer)`
+    `distillation(student, None, from_recorded_logits(0.9 * soft_targets() + 0.1 * hard_labels()), optimizer)`
     learns from what `training.record_teacher` has made. The teacher has no features then.
 
     Args:

@@ -71,7 +71,7 @@ def mutual_learning(members: int, *, temperature: Weight = 1.0) -> Objective:
     """Deep mutual learning: each of several students learns from the labels and from all the others, and none is a teacher.
 
     Σ_i (hard labels of i + 1/(members - 1) · Σ_{j≠i} soft targets of i from j). The student is
-    `networks.ensemble([networks.tap_logits(network), ...])`, the teacher `networks.nothing()`. Where the paper updates one
+    `networks.ensemble([networks.tap_logits(network), ...])`, the teacher None. Where the paper updates one
     network after the other, with new predictions in between, here all learn at once from the predictions of the same step.
 
     Args:

@@ -51,7 +51,6 @@ from kdjax.training.sharding import shardings as shardings
 from kdjax.training.step import Problem as Problem
 from kdjax.training.step import TrainState as TrainState
 from kdjax.training.step import distillation as distillation
-from kdjax.training.step import supervised as supervised
 from kdjax.training.streaming import JoinedSource as JoinedSource
 from kdjax.training.streaming import Source as Source
 from kdjax.training.streaming import streaming_epoch as streaming_epoch

@@ -132,7 +132,7 @@ def cached(make: Any, *arguments: Any) -> Any:
         return make.__wrapped__(*arguments)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _dispatcher(problem: Problem, augment: Augment | None, fixed: tuple[Augment, int] | None, mesh: Mesh | None) -> Any:
     """The jitted function that runs several steps; cached, so that a problem is compiled once for all its runs."""
     if mesh is not None:

@@ -1,6 +1,7 @@
 """Training on data that stays where it is: clients train on their own shards, and only what they have learned comes back.
 
-    update = client_updates(training.supervised(network, objectives.hard_labels(), optax.sgd(0.1)), steps=20, batch_size=32)
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
+    update = client_updates(problem, steps=20, batch_size=32)
     clients = update(key, variables, shards)
     variables = average_clients(clients, examples)
 
@@ -54,7 +55,7 @@ def client_updates(
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> from kdjax import networks, objectives, training
     >>> network = networks.from_linen(nn.Dense(3))
-    >>> problem = training.supervised(network, objectives.hard_labels(), optax.sgd(0.1))
+    >>> problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
     >>> shards = {'inputs': jnp.ones((4, 6, 5)), 'labels': jnp.zeros((4, 6), jnp.int32)}
     >>> variables = network.init(jax.random.key(0), jnp.ones((1, 5)))
     >>> clients = client_updates(problem, steps=2, batch_size=3)(jax.random.key(1), variables, shards)

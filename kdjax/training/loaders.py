@@ -148,7 +148,7 @@ def loader_epoch(problem: Problem, *, augment: Augment | None = None, mesh: Mesh
     return Epoch(run, None)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _dispatcher(problem: Problem, augment: Augment | None, mesh: Mesh | None) -> Any:
     if mesh is not None:
         problem = distribute(mesh, problem)

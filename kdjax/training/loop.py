@@ -31,7 +31,7 @@ _BEST_IS = {
 
 
 # Cached, so that a problem is compiled once for all its runs.
-_skipping = functools.lru_cache(maxsize=8)(skipping_problem)
+_skipping = functools.lru_cache(maxsize=32)(skipping_problem)
 
 
 class Fitted(NamedTuple):

@@ -28,7 +28,7 @@ def skip_nonfinite(problem: Problem) -> Problem:
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> from kdjax import networks, objectives, training
-    >>> problem = training.supervised(networks.from_linen(nn.Dense(3)), objectives.hard_labels(), optax.sgd(0.1))
+    >>> problem = training.distillation(networks.from_linen(nn.Dense(3)), None, objectives.hard_labels(), optax.sgd(0.1))
     >>> problem = skip_nonfinite(problem)
     >>> batch = {'inputs': jnp.ones((4, 5)), 'labels': jnp.zeros(4, jnp.int32)}
     >>> state = problem.init(jax.random.key(0), batch)

@@ -2,7 +2,7 @@
 
     views = Views(augment, jax.random.key(7), 8)
     recorded = record_teacher(teacher, variables, data, folder, views=views)
-    problem = distillation(student, networks.nothing(), objectives.from_recorded_logits(objective), optimizer)
+    problem = distillation(student, None, objectives.from_recorded_logits(objective), optimizer)
     run = in_memory_epoch(problem, batch_size=128, views=views)
     state, metrics = run(state, {}, {**data, **recorded})
 

@@ -195,8 +195,3 @@ def _learning_rate(opt_state: optax.OptState) -> jax.Array | None:
     states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, injected))
     rates = [x.hyperparams['learning_rate'] for x in states if isinstance(x, injected) and 'learning_rate' in x.hyperparams]
     return rates[0] if rates else None
-
-
-def supervised(network: Network, objective: Objective, optimizer: optax.GradientTransformation) -> Problem:
-    """Trains a network without a teacher."""
-    return distillation(network, None, objective, optimizer)

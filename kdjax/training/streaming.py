@@ -145,7 +145,7 @@ def streaming_epoch(
     return Epoch(run, batch_size)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _dispatcher(problem: Problem, augment: Augment | None, fixed: tuple[Augment, int] | None, mesh: Mesh | None) -> Any:
     """The jitted step on a batch that was read; cached, so that a problem is compiled once for all its runs."""
     if mesh is not None:

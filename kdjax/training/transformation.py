@@ -24,7 +24,7 @@ def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], 
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> from kdjax import data, networks, objectives, training
-    >>> problem = training.supervised(networks.from_linen(nn.Dense(3)), objectives.mixed_labels(), optax.sgd(0.1))
+    >>> problem = training.distillation(networks.from_linen(nn.Dense(3)), None, objectives.mixed_labels(), optax.sgd(0.1))
     >>> problem = transform_batches(problem, data.augment.mixup(alpha=0.2))
     >>> batch = {'inputs': jnp.ones((4, 5)), 'labels': jnp.zeros(4, jnp.int32)}
     >>> state, metrics = problem.step(problem.init(jax.random.key(0), batch), {}, batch)

@@ -18,6 +18,7 @@ import pytest
 from artefact_checks import CNN, FILES, IMAGES, random_variables
 from flax import nnx
 from token_networks import CASES
+from toy_problem import SILENT
 
 from kdjax import export, models, networks
 from kdjax.quantization import quantize_weights
@@ -342,7 +343,7 @@ def test_networks_that_do_not_fit_are_errors(variables: Any, tmp_path: pathlib.P
     with pytest.raises(ValueError, match=r'save: the network does not take QuantizedArrays: pass dequantizing\(network\)'):
         export.save(tmp_path / 'student', CNN, quantize_weights(variables), IMAGES)
     with pytest.raises(ValueError, match='save: the network must give logits, one array, got 0'):
-        export.save(tmp_path / 'student', networks.nothing(), {}, IMAGES)
+        export.save(tmp_path / 'student', SILENT, {}, IMAGES)
     with pytest.raises(ValueError, match='cannot store str at params/kernel'):
         export.save(tmp_path / 'student', CNN, {'params': {'kernel': 'text'}}, IMAGES)
     with pytest.raises(ValueError, match='save: every array of inputs must have the batch as its first axis'):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy_problem import SILENT
 
 from kdjax import networks
 
@@ -21,7 +22,7 @@ def test_the_logits_of_every_member_are_features(key: jax.Array) -> None:
 
 def test_there_are_no_logits_of_nothing() -> None:
     with pytest.raises(ValueError, match='tap_logits: the network gives no logits'):
-        networks.tap_logits(networks.nothing()).apply({}, None)
+        networks.tap_logits(SILENT).apply({}, None)
 
 
 def test_member_variables_take_apart_what_ensemble_variables_join() -> None:

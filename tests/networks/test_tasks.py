@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_problem import SmallNetwork
+from toy_problem import SILENT, SmallNetwork
 
 from kdjax import networks, objectives, training
 
@@ -71,6 +71,6 @@ def test_members_without_logits_of_a_task_are_refused(key):
     with pytest.raises(ValueError, match='multitask: there must be at least one member'):
         networks.multitask([])
     with pytest.raises(ValueError, match=r'multitask: member 1 must give logits \[batch, classes\], got None'):
-        networks.multitask([networks.from_linen(Two()), networks.nothing()]).apply(
+        networks.multitask([networks.from_linen(Two()), SILENT]).apply(
             {'params': {'0': networks.from_linen(Two()).init(key, jnp.ones((2, 4, 4, 1)))['params']}}, jnp.ones((2, 4, 4, 1))
         )

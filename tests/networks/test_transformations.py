@@ -262,15 +262,6 @@ def test_preprocess_puts_a_function_in_front(key: jax.Array) -> None:
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-def test_nothing_has_no_variables_no_logits_and_no_features(key: jax.Array) -> None:
-    network = networks.nothing()
-    assert network.init(key, jnp.ones(3)) == {}
-    outputs, state = jax.jit(functools.partial(network.apply, train=True))({}, jnp.ones(3), rng=key)
-    assert outputs == Outputs(None, {})
-    assert state == {}
-    assert jax.tree.leaves(outputs) == []
-
-
 def own(variables: Mapping, inputs: dict, *, train: bool = False, rng: jax.Array | None = None) -> tuple[Outputs, dict]:
     """A network of two plain functions, whose inputs are integers and floats."""
     hidden = inputs['x'] + jnp.take(variables['params']['table'], inputs['ids'], axis=0)

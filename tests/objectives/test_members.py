@@ -25,7 +25,7 @@ def together(pair, objective):
     """The members' variables after one step of the ensemble, and the metrics."""
     members, variables, batch = pair
     ensemble = networks.ensemble([networks.tap_logits(member) for member in members])
-    problem = training.supervised(ensemble, objective, optax.sgd(0.5))
+    problem = training.distillation(ensemble, None, objective, optax.sgd(0.5))
     joined = networks.ensemble_variables(variables)
     state, metrics = problem.step(problem.init(jax.random.key(3), batch, student_variables=joined), {}, batch)
     return [networks.member_variables(state.variables, i) for i in range(2)], metrics

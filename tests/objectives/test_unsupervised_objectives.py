@@ -65,8 +65,8 @@ def test_an_autoencoder_learns_its_inputs_without_a_teacher():
     """Inputs on a plane are what two numbers can hold; the best that one direction could do is known from the other."""
     inputs = np.einsum('bi,ij->bj', RNG.normal(size=(16, 2)), np.eye(2, 4)) + 1.0
     batch = {'inputs': jnp.asarray(inputs, jnp.float32)}
-    problem = training.supervised(
-        networks.from_linen(Autoencoder()), objectives.reconstruction(teacher='inputs'), optax.adam(0.05)
+    problem = training.distillation(
+        networks.from_linen(Autoencoder()), None, objectives.reconstruction(teacher='inputs'), optax.adam(0.05)
     )
     train = jax.jit(lambda state: jax.lax.scan(lambda state, _: problem.step(state, {}, batch), state, length=400))
     _, measured = train(problem.init(jax.random.key(0), batch))
@@ -290,7 +290,7 @@ def test_a_student_learns_to_shift_a_domain_onto_the_other():
     student = networks.from_linen(Shift(), features='feature')
     # The discriminator learns faster than the student, or both would chase each other in circles.
     problem = training.distillation(
-        student, networks.nothing(), objective, optax.sgd(0.03), objective_optimizer=optax.adamw(0.03, weight_decay=0.1)
+        student, None, objective, optax.sgd(0.03), objective_optimizer=optax.adamw(0.03, weight_decay=0.1)
     )
     train = jax.jit(lambda state: jax.lax.scan(lambda state, _: problem.step(state, {}, batch), state, length=300))
     state, _ = train(problem.init(jax.random.key(0), batch))

@@ -107,7 +107,9 @@ NETWORK = networks.from_linen(nn.Dense(4))
 def test_students_of_a_sweep_are_pruned_too(rewound: bool) -> None:
     def make(rate: jax.Array) -> training.Problem:
         pruned = pruning.prune(optax.sgd(rate, momentum=0.9), pruning.one_shot(0.5, 2))
-        return training.supervised(NETWORK, objectives.hard_labels(), pruning.rewinding(pruned, 1) if rewound else pruned)
+        return training.distillation(
+            NETWORK, None, objectives.hard_labels(), pruning.rewinding(pruned, 1) if rewound else pruned
+        )
 
     students = training.sweep(make, jnp.array([0.1, 0.5]))
     state, kernels = jax.jit(students.init)(jax.random.key(0), BATCH), []
@@ -128,7 +130,7 @@ SAVED = {
 @pytest.mark.parametrize('name', SAVED)
 def test_saved_and_resumed_is_as_undisturbed(name: str, tmp_path: pathlib.Path) -> None:
     """Saved between two rounds of pruning."""
-    problem = training.supervised(NETWORK, objectives.hard_labels(), SAVED[name])
+    problem = training.distillation(NETWORK, None, objectives.hard_labels(), SAVED[name])
     init = jax.jit(problem.init)
 
     def run(state: training.TrainState, steps: int) -> training.TrainState:

@@ -110,7 +110,7 @@ def test_sweeps_train_the_students_that_train_alone(student: Any) -> None:
     batch = {'inputs': IMAGES[0], 'labels': jnp.arange(4) % 3}
 
     def problem(rate: Any) -> training.Problem:
-        return training.supervised(network, objectives.hard_labels(), optax.sgd(rate))
+        return training.distillation(network, None, objectives.hard_labels(), optax.sgd(rate))
 
     rates = jnp.array([0.5, 0.1])
     students = training.sweep(problem, rates)

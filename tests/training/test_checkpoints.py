@@ -209,7 +209,7 @@ def test_a_full_disk_says_so_and_keeps_the_last_good_checkpoint(tmp_path, limit)
 def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
     """Eight devices, then one, then four: what is restored is what was saved, and training goes on as if nothing were."""
     network = networks.from_linen(nn.Dense(3))
-    problem = training.supervised(network, objectives.hard_labels(), optax.sgd(0.1, momentum=0.9))
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1, momentum=0.9))
     rng = np.random.default_rng(0)
     data = {'inputs': rng.normal(size=(72, 5)).astype(np.float32), 'labels': rng.integers(0, 3, 72).astype(np.int32)}
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
+from toy_problem import SILENT
 
 from kdjax import models, networks, training
 
@@ -113,6 +114,6 @@ def test_bad_arguments_are_refused(pair):
         problem.init(state.variables[:1])
     with pytest.raises(ValueError, match='tolerance must be positive'):
         training.until_convergence(problem, state, data, tolerance=0.0)
-    other = training.expectation_maximization([networks.from_linen(nn.Dense(3)), networks.nothing()])
+    other = training.expectation_maximization([networks.from_linen(nn.Dense(3)), SILENT])
     with pytest.raises(ValueError, match='logits of one shape'):
         other.step(other.init([state.variables[1], {'params': {}}]), {'inputs': jnp.ones((2, 2))})

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kdjax import data, networks, objectives, training
 
 NETWORK = networks.from_linen(nn.Dense(3))
-PROBLEM = training.supervised(NETWORK, objectives.hard_labels(), optax.sgd(0.1))
+PROBLEM = training.distillation(NETWORK, None, objectives.hard_labels(), optax.sgd(0.1))
 UPDATE = training.client_updates(PROBLEM, steps=3, batch_size=4)
 CLIENTS = 8
 

@@ -47,7 +47,7 @@ def recording_distillation():
     """A problem whose 'training' adds up the examples that it sees, in the student's state."""
     network = networks.from_linen(nn.Dense(2))
     seen = objectives.from_function('seen', lambda student, teacher, batch: batch['inputs'][:, 0])
-    return training.supervised(network, seen, optax.sgd(0.0))
+    return training.distillation(network, None, seen, optax.sgd(0.0))
 
 
 @pytest.mark.parametrize('steps_per_dispatch', [1, 2, 3, None])
@@ -79,7 +79,7 @@ def test_augmentation_depends_on_key_epoch_and_index_alone():
     """The same example looks the same in an epoch whatever the batch size, and differs between epochs."""
     network = networks.from_linen(nn.Dense(2))
     seen = objectives.from_function('seen', lambda student, teacher, batch: batch['inputs'][:, 0])
-    problem = training.supervised(network, seen, optax.sgd(0.0))
+    problem = training.distillation(network, None, seen, optax.sgd(0.0))
     examples = {'inputs': np.zeros((8, 1), np.float32)}
     totals = []
     for batch_size in (1, 2, 8):
@@ -234,7 +234,7 @@ def test_checkpoint_of_another_model_is_refused_and_left_alone(problem, tmp_path
     fit(problem, 1, directory=tmp_path / 'c')
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / 'c').rglob('*'))
     wider = networks.from_linen(nn.Dense(3))
-    other = training.supervised(wider, objectives.hard_labels(), optax.sgd(0.1))
+    other = training.distillation(wider, None, objectives.hard_labels(), optax.sgd(0.1))
     flat = {'inputs': problem.data['inputs'].reshape(72, -1), 'labels': problem.data['labels']}
     with pytest.raises(ValueError, match=r'is of another model or recipe: .* choose another folder'):
         training.fit(other, flat, key=jax.random.key(0), batch_size=8, epochs=2, directory=tmp_path / 'c')
@@ -252,7 +252,7 @@ def spoilt_from(step):
 
 def test_non_finite_loss_names_step_and_term_and_keeps_the_last_good_checkpoint(tmp_path):
     network = networks.from_linen(nn.Dense(3))
-    problem = training.supervised(network, objectives.hard_labels() + 0.0 * spoilt_from(6), optax.sgd(0.1))
+    problem = training.distillation(network, None, objectives.hard_labels() + 0.0 * spoilt_from(6), optax.sgd(0.1))
     examples = {'inputs': np.ones((16, 2), np.float32), 'labels': np.zeros(16, np.int32)}
     arguments = {'key': jax.random.key(0), 'batch_size': 4, 'directory': tmp_path, 'progress': False}
     with pytest.raises(
@@ -266,7 +266,7 @@ def test_non_finite_term_of_a_nested_objective_is_named():
     network = networks.from_linen(nn.Dense(2))
     bad = objectives.from_function('bad', lambda student, teacher, batch: jnp.log(batch['inputs'][:, 0]))
     objective = objectives.combine(good=objectives.hard_labels(), outer=bad + objectives.hard_labels())
-    problem = training.supervised(network, objective, optax.sgd(0.1))
+    problem = training.distillation(network, None, objective, optax.sgd(0.1))
     examples = {'inputs': np.array([[1.0], [-1.0]], np.float32), 'labels': np.zeros(2, np.int32)}
     with pytest.raises(training.NonFiniteLossError, match=r'from term outer/bad; no checkpoints are kept'):
         training.fit(problem, examples, key=jax.random.key(0), batch_size=2, epochs=1, progress=False)

@@ -15,7 +15,7 @@ from kdjax.paths import leaves_with_paths
 def test_what_is_frozen_stays_bit_for_bit_with_its_statistics_and_the_rest_is_trained(make: Make):
     network = make('blocks/0')
     optimizer = training.train_only(optax.adamw(1e-2, weight_decay=0.1), ['blocks/1/*', 'head/*'])
-    problem = training.supervised(network, objectives.hard_labels(), optimizer)
+    problem = training.distillation(network, None, objectives.hard_labels(), optimizer)
     batch = {'inputs': inputs(), 'labels': jnp.arange(4) % 3}
     state = problem.init(jax.random.key(1), batch)
     evaluate = jax.jit(lambda variables: network.apply(variables, batch['inputs'])[0].features['blocks/0'])

@@ -80,7 +80,7 @@ def test_a_memory_bank_is_not_poisoned():
 def test_a_finite_loss_with_an_infinite_gradient_is_skipped_too():
     network = networks.from_linen(nn.Dense(2, use_bias=False))
     root = objectives.from_function('root', lambda student, teacher, batch: jnp.sqrt(jnp.sum(student.logits**2, axis=-1)))
-    problem = training.skip_nonfinite(training.supervised(network, root, optax.sgd(0.1)))
+    problem = training.skip_nonfinite(training.distillation(network, None, root, optax.sgd(0.1)))
     zeros = {'inputs': jnp.zeros((4, 3))}
     state = problem.init(jax.random.key(0), zeros)
     before = host(state)
@@ -99,7 +99,7 @@ def test_infinities_that_a_state_holds_on_purpose_stop_nothing():
         ),
     )
     problem = training.skip_nonfinite(
-        training.supervised(network, objectives.hard_labels(), optax.chain(smallest, optax.sgd(0.1)))
+        training.distillation(network, None, objectives.hard_labels(), optax.chain(smallest, optax.sgd(0.1)))
     )
     batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, jnp.int32)}
     state, measured = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
@@ -111,7 +111,7 @@ def test_infinities_that_a_state_holds_on_purpose_stop_nothing():
 def test_one_student_of_a_sweep_is_skipped_alone():
     network = networks.from_linen(nn.Dense(2))
     problem = training.sweep(
-        lambda rate: training.skip_nonfinite(training.supervised(network, objectives.hard_labels(), optax.sgd(rate))),
+        lambda rate: training.skip_nonfinite(training.distillation(network, None, objectives.hard_labels(), optax.sgd(rate))),
         jnp.array([0.1, jnp.inf]),
     )
     batch = {'inputs': jnp.ones((4, 3)), 'labels': jnp.zeros(4, jnp.int32)}
@@ -127,7 +127,7 @@ def test_one_student_of_a_sweep_is_skipped_alone():
 def small():
     """A problem with one NaN among its examples, met once in each epoch of four steps."""
     network = networks.from_linen(nn.Dense(2))
-    problem = training.supervised(network, objectives.hard_labels(), optax.sgd(0.1))
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
     inputs = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
     inputs[5] = np.nan
     data = {'inputs': inputs, 'labels': np.zeros(16, np.int32)}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toy_problem import SILENT
 
 from kdjax import losses, models, networks, objectives, training
 from kdjax.training import augmentation, fingerprints
@@ -61,7 +62,7 @@ def live(objective):
 
 
 def alone(objective):
-    return training.distillation(STUDENT, networks.nothing(), objective, optax.sgd(0.1, momentum=0.9))
+    return training.distillation(STUDENT, None, objective, optax.sgd(0.1, momentum=0.9))
 
 
 def train(problem, teacher_variables, data, views=None):
@@ -388,4 +389,4 @@ def test_a_masked_class_stays_masked(tmp_path):
 
 def test_a_teacher_without_logits_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='record_teacher: the teacher gives no logits'):
-        training.record_teacher(networks.nothing(), {}, DATA, tmp_path)
+        training.record_teacher(SILENT, {}, DATA, tmp_path)

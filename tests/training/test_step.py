@@ -175,7 +175,7 @@ def test_batch_that_does_not_divide_over_devices_is_refused():
 
 def test_supervised_training_needs_no_teacher():
     network = networks.from_linen(nn.Dense(3))
-    problem = training.supervised(network, objectives.hard_labels(), optax.sgd(0.5))
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.5))
     batch = {'inputs': jnp.eye(3), 'labels': jnp.arange(3)}
     state = problem.init(jax.random.key(0), batch)
     for _ in range(20):
@@ -188,6 +188,6 @@ def test_optimizers_that_remember_the_first_parameters_can_be_used():
     network = networks.from_linen(nn.Dense(3))
     batch = {'inputs': jnp.eye(3), 'labels': jnp.arange(3)}
     remember = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, state))
-    problem = training.supervised(network, objectives.hard_labels(), optax.chain(remember, optax.sgd(0.1)))
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.chain(remember, optax.sgd(0.1)))
     state, _ = problem.step(problem.init(jax.random.key(0), batch), {}, batch)
     assert int(state.step) == 1

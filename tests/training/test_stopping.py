@@ -10,7 +10,7 @@ import pytest
 from kdjax import networks, objectives, training
 from kdjax.metrics import Average
 
-PROBLEM = training.supervised(networks.from_linen(nn.Dense(3)), objectives.hard_labels(), optax.sgd(0.1))
+PROBLEM = training.distillation(networks.from_linen(nn.Dense(3)), None, objectives.hard_labels(), optax.sgd(0.1))
 RNG = np.random.default_rng(0)
 DATA = {'inputs': RNG.normal(size=(72, 4)).astype(np.float32), 'labels': RNG.integers(0, 3, 72).astype(np.int32)}
 

@@ -52,8 +52,9 @@ def seen(student, teacher, batch):
     return batch['inputs'][:, 0]
 
 
-PROBLEM = training.supervised(
+PROBLEM = training.distillation(
     networks.preprocess(NETWORK, lambda x: x[:, 1:]),
+    None,
     objectives.from_function('seen', seen) + objectives.hard_labels(),
     optax.sgd(0.1, momentum=0.9),
 )
@@ -170,7 +171,7 @@ def test_examples_are_augmented_as_on_the_device(views):
         return x + jax.random.uniform(key, x.shape)
 
     how = {'augment': noisy} if views is None else {'views': training.Views(noisy, jax.random.key(4), views)}
-    problem = training.supervised(NETWORK, objectives.from_function('mean', mean_input), optax.sgd(0.0))
+    problem = training.distillation(NETWORK, None, objectives.from_function('mean', mean_input), optax.sgd(0.0))
     data = {'inputs': np.zeros((12, 3), np.float32)}
     totals = []
     for make in (training.streaming_epoch, training.in_memory_epoch):
@@ -191,7 +192,7 @@ def test_recorded_logits_join_the_examples(tmp_path):
     for problem, data, teacher_variables in (
         (training.distillation(NETWORK, NETWORK, objectives.logit_mse(), optax.sgd(1e-9)), SOURCE, variables),
         (
-            training.supervised(NETWORK, objectives.from_recorded_logits(objectives.logit_mse()), optax.sgd(1e-9)),
+            training.distillation(NETWORK, None, objectives.from_recorded_logits(objectives.logit_mse()), optax.sgd(1e-9)),
             training.JoinedSource(SOURCE, recorded),
             {},
         ),

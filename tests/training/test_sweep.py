@@ -176,7 +176,9 @@ def test_every_student_meets_a_limit_of_its_own():
     batch = {'inputs': jnp.eye(3), 'labels': jnp.arange(3)}
 
     def make(limit):
-        return training.supervised(network, size + objectives.constraint(objectives.hard_labels(), limit), optax.sgd(0.5))
+        return training.distillation(
+            network, None, size + objectives.constraint(objectives.hard_labels(), limit), optax.sgd(0.5)
+        )
 
     students = training.sweep(make, limits)
     train = jax.jit(lambda state: jax.lax.scan(lambda state, _: students.step(state, {}, batch), state, length=400))
