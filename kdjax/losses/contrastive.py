@@ -12,8 +12,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
-from kdjax.losses.meshes import on_any_mesh
 from kdjax.losses.relations import count, embeddings
+from kdjax.meshes import on_any_mesh
 
 
 @on_any_mesh

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import meshes, numerics
+from kdjax import meshes
+from kdjax.losses import numerics
 from kdjax.losses.features import average_pool
 
 Function = Callable[[jax.Array], jax.Array]

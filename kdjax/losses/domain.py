@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
-from kdjax.losses.meshes import on_any_mesh
+from kdjax.meshes import on_any_mesh
 
 
 @on_any_mesh

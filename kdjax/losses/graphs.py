@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
 from kdjax.losses.logits import logit_mse
-from kdjax.losses.meshes import on_any_mesh
 from kdjax.losses.relations import count, differences, embeddings, squared_distances
+from kdjax.meshes import on_any_mesh
 
 
 @on_any_mesh

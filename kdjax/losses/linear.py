@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import meshes, numerics
-from kdjax.losses.meshes import on_any_mesh
+from kdjax import meshes
+from kdjax.losses import numerics
+from kdjax.meshes import on_any_mesh
 
 
 @on_any_mesh

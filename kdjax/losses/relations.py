@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
-from kdjax.losses.meshes import on_any_mesh
+from kdjax.meshes import on_any_mesh
 
 # Numbers that one array over several anchors may hold at a time, in `map_anchors`: 4 MB in float32.
 _CHUNK = 2**20

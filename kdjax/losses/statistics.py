@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax.losses import features, numerics
-from kdjax.losses.meshes import on_any_mesh
+from kdjax.meshes import on_any_mesh
 
 # Below this share of the sum of the eigenvalues, float32 cannot tell an eigenvalue from 0.
 _RANK_TOLERANCE = 1e-6

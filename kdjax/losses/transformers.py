@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.losses import numerics
-from kdjax.losses.meshes import on_any_mesh
+from kdjax.meshes import on_any_mesh
 
 
 @on_any_mesh

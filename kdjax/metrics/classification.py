@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.batches import Batch
+from kdjax.meshes import on_any_mesh
 from kdjax.metrics.averages import Average, Sums
 from kdjax.metrics.predictions import Predictions, class_logits, counted, entry_of, finite_where, predictions
 from kdjax.networks import Outputs
@@ -37,6 +38,7 @@ def accuracy(*, ignore: int | None = None) -> Metric:
     0.5
     """
 
+    @on_any_mesh
     def accuracy(outputs: Outputs, batch: Batch) -> Average:
         p = predictions('accuracy', outputs, batch, ignore)
         return p.mean(jnp.argmax(p.logits, axis=-1) == p.labels)
@@ -62,6 +64,7 @@ def top_k_accuracy(k: int, *, ignore: int | None = None) -> Metric:
         raise ValueError(f'top_k_accuracy: k must be at least 1, got {k}')
     name = f'top_{k}_accuracy'
 
+    @on_any_mesh
     def metric(outputs: Outputs, batch: Batch) -> Average:
         p = predictions(name, outputs, batch, ignore)
         classes = p.logits.shape[-1]
@@ -91,6 +94,7 @@ def nll(*, ignore: int | None = None) -> Metric:
     0.693
     """
 
+    @on_any_mesh
     def nll(outputs: Outputs, batch: Batch) -> Average:
         p = predictions('nll', outputs, batch, ignore)
         return p.mean(jax.nn.logsumexp(p.logits, axis=-1) - _of_label(p))
@@ -123,6 +127,7 @@ def perplexity(*, ignore: int | None = None) -> Metric:
     8.0
     """
 
+    @on_any_mesh
     def perplexity(outputs: Outputs, batch: Batch) -> Perplexity:
         return Perplexity(*measure(outputs, batch))
 
@@ -161,6 +166,7 @@ def calibration_error(*, bins: int = 15, ignore: int | None = None) -> Metric:
     if bins < 1:
         raise ValueError(f'calibration_error: bins must be at least 1, got {bins}')
 
+    @on_any_mesh
     def calibration_error(outputs: Outputs, batch: Batch) -> CalibrationError:
         p = predictions('calibration_error', outputs, batch, ignore)
         correct = (jnp.argmax(p.logits, axis=-1) == p.labels).astype(jnp.float32)
@@ -191,6 +197,7 @@ def agreement() -> Metric:
     0.5
     """
 
+    @on_any_mesh
     def agreement(outputs: Outputs, batch: Batch) -> Average:
         logits = class_logits('agreement', outputs)
         teacher = entry_of('agreement', batch, 'teacher_logits').astype(jnp.float32)

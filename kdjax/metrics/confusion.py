@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax.batches import Batch
+from kdjax.meshes import on_any_mesh
 from kdjax.metrics.averages import Average
 from kdjax.metrics.classification import Metric
 from kdjax.metrics.predictions import predictions
@@ -40,6 +41,7 @@ def confusion_matrix(*, ignore: int | None = None) -> Metric:
            [0., 1.]])
     """
 
+    @on_any_mesh
     def confusion_matrix(outputs: Outputs, batch: Batch) -> ConfusionMatrix:
         p = predictions('confusion_matrix', outputs, batch, ignore)
         classes = p.logits.shape[-1]
@@ -82,6 +84,7 @@ def intersection_over_union(*, ignore: int | None = None) -> Metric:
       https://doi.org/10.1007/s11263-014-0733-5
     """
 
+    @on_any_mesh
     def intersection_over_union(outputs: Outputs, batch: Batch) -> IntersectionOverUnion:
         counts = matrix(outputs, batch).counts
         both = jnp.diagonal(counts)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.batches import Batch
+from kdjax.meshes import on_any_mesh
 from kdjax.metrics.averages import Average, mean
 from kdjax.metrics.classification import Metric
 from kdjax.metrics.predictions import counted, entry_of, logits_of
@@ -34,6 +35,7 @@ def binary_accuracy(*, threshold: float = 0.5) -> Metric:
         raise ValueError(f'binary_accuracy: threshold must be between 0 and 1, got {threshold}')
     border = math.log(threshold) - math.log1p(-threshold)
 
+    @on_any_mesh
     def binary_accuracy(outputs: Outputs, batch: Batch) -> Average:
         logits, labels, known, valid = _sigmoids('binary_accuracy', outputs, batch)
         kept, weights = counted(batch, logits.shape, known)
@@ -59,6 +61,7 @@ def label_ranking_average_precision() -> Metric:
       Tsoumakas, Katakis, Vlahavas. Mining Multi-label Data. 2010. https://doi.org/10.1007/978-0-387-09823-4_34
     """
 
+    @on_any_mesh
     def label_ranking_average_precision(outputs: Outputs, batch: Batch) -> Average:
         logits, labels, known, valid = _sigmoids('label_ranking_average_precision', outputs, batch)
         true = known & (labels == 1)

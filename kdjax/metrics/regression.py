@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.batches import Batch
+from kdjax.meshes import on_any_mesh
 from kdjax.metrics.averages import Average, mean
 from kdjax.metrics.classification import Metric
 from kdjax.metrics.predictions import counted, entry_of, logits_of
@@ -24,6 +25,7 @@ def squared_error() -> Metric:
     5.0
     """
 
+    @on_any_mesh
     def squared_error(outputs: Outputs, batch: Batch) -> Average:
         return _mean(jnp.square(_differences('squared_error', outputs, batch)), batch)
 
@@ -40,6 +42,7 @@ def absolute_error() -> Metric:
     2.0
     """
 
+    @on_any_mesh
     def absolute_error(outputs: Outputs, batch: Batch) -> Average:
         return _mean(jnp.abs(_differences('absolute_error', outputs, batch)), batch)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.batches import Batch, check_weights
+from kdjax.meshes import on_any_mesh
 from kdjax.metrics import Average, divide, mean
 from kdjax.networks import Outputs
 from kdjax.objectives.arguments import batch_mean
@@ -130,6 +131,7 @@ class Objective:
             if term.check is not None:
                 term.check(student, teacher, batch)
 
+    @on_any_mesh
     def apply(
         self, params: dict, state: dict, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
     ) -> tuple[jax.Array, dict[str, Average], dict]:

@@ -336,3 +336,24 @@ def test_what_stands_in_ragged_padding_is_never_seen(layout):
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert np.all(np.isfinite(x))
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('layout', ['examples', 'tokens'])
+def test_a_mesh_with_explicit_axes_changes_nothing(layout):
+    """As `jax.make_mesh` makes it, where the type of an array says how it is split."""
+    mesh = jax.make_mesh((BIG,), ('data',), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:BIG])
+    arrays = masked(layout, counted(layout), fill=0.0)
+
+    def place(roles: tuple, x: np.ndarray) -> jax.Array:
+        spec = jax.P('data') if roles[0] == 'b' else jax.P()
+        return jax.device_put(x, jax.NamedSharding(mesh, spec))
+
+    placed = {
+        side: {name: place(ROLES[side].get(name, ('b',)), x) for name, x in each.items()} for side, each in arrays.items()
+    }
+    expected, (_, gradient) = computed(layout, arrays)
+    with jax.set_mesh(mesh):
+        values, (_, placed_gradient) = computed(layout, placed)
+    for name in named(layout):
+        np.testing.assert_allclose(values[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    check_close('gradients', placed_gradient, gradient)

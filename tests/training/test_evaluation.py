@@ -342,3 +342,23 @@ def test_names_of_metrics_are_those_of_their_functions_or_given():
     ):
         with pytest.raises(ValueError, match=message):
             function()
+
+
+def test_a_mesh_with_explicit_axes_changes_no_metric():
+    """As `jax.make_mesh` makes it, where the type of an array says how it is split."""
+    data = jax.tree.map(lambda x: np.nan_to_num(x[:8]), examples(LAYOUTS['tokens']))
+    mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Explicit,))
+    placed = jax.device_put(data, jax.NamedSharding(mesh, jax.P('data')))
+
+    @jax.jit
+    def measure(data):
+        inputs, batch = data['inputs'], {**data, 'teacher_logits': data['inputs']['teacher']}
+        outputs = Outputs(inputs['student'], {'other': inputs['other']})
+        return {name: metric(outputs, batch) for name, metric in ALL.items()}
+
+    expected = metrics.compute(measure(data))
+    with jax.set_mesh(mesh):
+        measured = metrics.compute(measure(placed))
+    for name, value in expected.items():
+        assert np.isfinite(value).all()
+        np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)

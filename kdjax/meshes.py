@@ -1,7 +1,8 @@
-"""Losses on meshes with Explicit axes, `jax.make_mesh`'s default, where the type of an array says how it is sharded.
+"""Functions on meshes with Explicit axes, `jax.make_mesh`'s default, where the type of an array says how it is sharded.
 
 There JAX asks how to shard a result wherever more than one layout would do: a product of two arrays that are split over one
-mesh axis, a gather, a reshape, `lax.map`. A loss has no opinion, and leaves it to XLA, as on meshes with Auto axes.
+mesh axis, a gather, a reshape, `lax.map`. Losses, objectives and metrics have no opinion, and leave it to XLA, as on meshes
+with Auto axes.
 """
 
 import functools
