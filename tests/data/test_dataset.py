@@ -8,7 +8,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import chex
+import flax.linen as nn
+import grain
+import jax
 import numpy as np
+import optax
 import pytest
 import tensorflow_datasets as tfds
 from hypothesis import given, settings
@@ -16,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from kdjax import networks, objectives, training
 from kdjax.data import Dataset, hide_labels, load, take
 
 TRAINING, TESTING = 1437, 360
@@ -375,3 +381,20 @@ def test_a_preparation_that_breaks_off_half_way_can_be_repeated(
         with pytest.raises(ValueError, match=r'could not be downloaded .*disk full'):
             load('kdjax_tiny', data_dir=str(tmp_path))
     assert len(load('kdjax_tiny', data_dir=str(tmp_path)).test['labels']) == 30
+
+
+def test_a_prepared_data_set_streams_through_fit_and_is_taken_up_again(prepared: str, tmp_path: pathlib.Path) -> None:
+    read = tfds.builder('kdjax_tiny', data_dir=prepared).as_data_source('train')
+    source = grain.MapDataset.source(read).map(
+        lambda example: {'inputs': example['image'].astype(np.float32) / 255, 'labels': example['label']}
+    )
+    network = networks.from_linen(nn.Sequential([lambda x: x.reshape(x.shape[0], -1), nn.Dense(3)]))
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
+    arguments = {'key': jax.random.key(0), 'batch_size': 8, 'every': 2, 'progress': False}
+    whole = training.fit(problem, source, steps=6, **arguments)
+    training.fit(problem, source, steps=4, directory=tmp_path, **arguments)
+    resumed = training.fit(problem, source, steps=6, directory=tmp_path, **arguments)
+    assert resumed.resumed_from == 4
+    chex.assert_trees_all_equal(jax.device_get(whole.variables), jax.device_get(resumed.variables))
+    with pytest.raises(ValueError, match=r"a batch is a dictionary with 'inputs' .* got image, label, weight"):
+        training.fit(problem, read, steps=1, **arguments)

@@ -172,3 +172,21 @@ def test_a_gradient_and_parameters_that_are_not_finite_stop_a_run_whose_loss_is(
     problem = training.distillation(network, None, objectives.hard_labels(), leaping)
     with pytest.raises(training.NonFiniteLossError, match=r'a parameter is not finite after step 2; no checkpoints are kept'):
         fit(problem, data, epochs=1)
+
+
+@pytest.mark.parametrize('objective', [objectives.dist(), objectives.similarity_preserving('layers_0', 'layers_0')])
+def test_one_nan_among_the_inputs_stops_a_run_whatever_the_loss(objective, tmp_path):
+    """A loss that swallows it would go on, and write parameters that are all NaN."""
+    network = networks.from_linen(nn.Sequential([nn.Dense(4), nn.Dense(3)]), features='layers_0')
+    teacher = networks.preprocess(network, jnp.nan_to_num)
+    data = {'inputs': np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)}
+    data['inputs'][5, 1] = np.nan
+    problem = training.distillation(network, teacher, objective, optax.sgd(0.1))
+    variables = network.init(jax.random.key(1), data['inputs'])
+    with pytest.raises(
+        training.NonFiniteLossError, match=f'not finite at step [0-3], from term {objective.names[0]}; the last'
+    ):
+        training.fit(
+            problem, data, variables, key=jax.random.key(0), batch_size=4, epochs=1, directory=tmp_path, progress=False
+        )
+    assert list(tmp_path.iterdir()) == []
