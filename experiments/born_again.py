@@ -59,8 +59,8 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(
-        generations=config.generations, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size
+    runs.check_at_least(
+        1, generations=config.generations, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size
     )
     dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
     network = networks.preprocess(networks.from_linen(MODULE.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))

@@ -82,7 +82,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(seeds=config.seeds)
+    runs.check_at_least(1, seeds=config.seeds)
     settings = SETTINGS[config.settings]
     dataset = data.load('cifar10', data_dir=config.data_dir)
     chosen = np.random.default_rng(0).permutation(len(dataset.train['labels']))[: settings.examples]

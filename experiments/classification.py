@@ -75,7 +75,8 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(0, skip_nonfinite=config.skip_nonfinite)
     dataset = data.load(config.dataset, data_dir=config.data_dir)
     index = np.arange(len(dataset.train['labels']), dtype=np.int32)
     dataset = dataset._replace(train={**dataset.train, 'index': index})

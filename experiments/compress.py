@@ -69,7 +69,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, compresses, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
     everything = len(dataset.train['labels'])
     examples = everything if config.examples is None else config.examples

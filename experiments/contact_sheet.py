@@ -58,7 +58,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Augments and draws."""
-    runs.check_at_least_one(examples=config.examples, versions=config.versions)
+    runs.check_at_least(1, examples=config.examples, versions=config.versions)
     if config.dataset == 'photograph':
         images = photograph()
     else:

@@ -64,7 +64,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(teachers=config.teachers, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, teachers=config.teachers, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
     member = networks.preprocess(networks.from_linen(MEMBER.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
     ensemble = networks.ensemble([member] * config.teachers)

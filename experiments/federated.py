@@ -93,7 +93,7 @@ def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
     counts = {name: getattr(config, name) for name in ('seeds', 'clients', 'rounds', 'steps', 'server_epochs', 'batch_size')}
-    runs.check_at_least_one(**counts)
+    runs.check_at_least(1, **counts)
     dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
     rescale = data.normalize(*data.channel_statistics(dataset.train['inputs']))
     network = networks.preprocess(networks.from_linen(models.MLP((64,), dataset.classes)), rescale)

@@ -71,7 +71,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     parts = [scenarios.load(name, data_dir=config.data_dir, examples=config.examples) for name in (config.first, config.second)]
     both = unite(*parts)
     unlabelled = {'inputs': both.train['inputs']}

@@ -104,7 +104,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds)
     known = {name for family in FAMILIES for name in family.recipes}
     if unknown := sorted(set(config.methods) - known):
         raise ValueError(f'--methods: there is no {unknown[0]!r}; there are: {", ".join(sorted(known))}')

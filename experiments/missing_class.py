@@ -69,7 +69,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, shifts the bias, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
     if not 0 <= config.missing < dataset.classes:
         raise ValueError(f'--missing must be a class from 0 to {dataset.classes - 1}, got {config.missing}')

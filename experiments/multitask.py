@@ -66,7 +66,7 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, pairs=config.pairs)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, pairs=config.pairs)
     dataset = scenarios.load(config.dataset, data_dir=config.data_dir)
     train, test = overlay(dataset.train, config.pairs, seed=0), overlay(dataset.test, max(1, config.pairs // 2), seed=1)
     transfer = data.take(train, np.arange(config.pairs // 8))

@@ -53,7 +53,8 @@ class Config:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds)
+    runs.check_at_least(0, skip_nonfinite=config.skip_nonfinite)
     dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
     steps = training.steps_per_epoch(dataset.train, BATCH_SIZE)
     rescale = data.normalize(0.0, 1.0)

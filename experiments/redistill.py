@@ -105,7 +105,7 @@ class Splits(NamedTuple):
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     source = scenarios.load(config.source, data_dir=config.data_dir, examples=config.examples)
     target = scenarios.load(config.target, data_dir=config.data_dir)
     if source.classes != target.classes:

@@ -37,11 +37,11 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
         sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
 
 
-def check_at_least_one(**values: int) -> None:
-    """Raises for the first flag that is below 1."""
+def check_at_least(least: int, **values: int) -> None:
+    """Raises for the first flag that is below a number."""
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+        if value < least:
+            raise ValueError(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
 
 
 def open_output(config: Any) -> pathlib.Path | None:

@@ -121,7 +121,7 @@ def strategies(steps: int) -> dict[str, Strategy]:
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, labels=config.labels)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, labels=config.labels)
     dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
     unlabelled = {'inputs': dataset.train['inputs']}
     steps = config.epochs * training.steps_per_epoch(unlabelled, config.batch_size)

@@ -119,7 +119,7 @@ def methods(student: networks.Network, autoencoder: networks.Network) -> dict[st
 def main(config: Config) -> None:
     """Trains, measures and reports."""
     started = time.time()
-    runs.check_at_least_one(epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
+    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
     dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
     train, test = flatten(dataset.train), flatten(dataset.test)
     shares = [round(share * len(train['labels'])) for share in config.shares]

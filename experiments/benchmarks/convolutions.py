@@ -47,7 +47,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(**dataclasses.asdict(config))
+    runs.check_at_least(1, **dataclasses.asdict(config))
     device = jax.devices()[0].device_kind
     print(f'batch {config.batch_size}, float32, {device}, jax {jax.__version__}: milliseconds, kdjax and XLA')
     rows = [compare_convolutions(layer, config) for layer in LAYERS]

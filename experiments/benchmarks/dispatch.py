@@ -35,7 +35,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(**dataclasses.asdict(config))
+    runs.check_at_least(1, **dataclasses.asdict(config))
     if config.steps % 8:
         raise ValueError(f'--steps must be a multiple of 8, got {config.steps}')
     teacher, student = (networks.from_linen(models.MLP(hidden, 10)) for hidden in ((1200, 1200), (800, 800)))

@@ -34,7 +34,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(repeats=config.repeats)
+    runs.check_at_least(1, repeats=config.repeats)
     times: dict[str, list[float]] = {name: [] for name in _SCRIPTS}
     # The first turn reads the files from the disk and is not counted.
     for turn in range(config.repeats + 1):

@@ -74,7 +74,7 @@ class Images:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(steps=config.steps, repeats=config.repeats, batch_size=config.batch_size)
+    runs.check_at_least(1, steps=config.steps, repeats=config.repeats, batch_size=config.batch_size)
     if not config.workers:
         raise ValueError('--workers needs at least one number')
     device, source = jax.devices()[0].device_kind, _open(config)

@@ -42,7 +42,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains undisturbed, trains with kills, compares and prints."""
-    runs.check_at_least_one(kills=config.kills, epochs=config.epochs)
+    runs.check_at_least(1, kills=config.kills, epochs=config.epochs)
     if config.window <= 0:
         raise ValueError(f'--window must be positive, got {config.window}')
     moments = random.Random(config.seed)

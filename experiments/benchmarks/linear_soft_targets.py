@@ -40,7 +40,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(**dataclasses.asdict(config))
+    runs.check_at_least(1, **dataclasses.asdict(config))
     arrays = _arrays(config)
 
     def ours(student: jax.Array, student_kernel: jax.Array, teacher: jax.Array, teacher_kernel: jax.Array) -> jax.Array:

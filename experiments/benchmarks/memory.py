@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     """Compiles and prints."""
     if not config.devices or min(config.devices) < 1:
         raise ValueError(f'--devices must be at least 1, got {config.devices}')
-    runs.check_at_least_one(depth=config.depth, width=config.width, images=config.images)
+    runs.check_at_least(1, depth=config.depth, width=config.width, images=config.images)
     if max(config.devices) > jax.device_count():
         there = f'{jax.device_count()}: ask for fewer, or set JAX_PLATFORMS=cpu'
         raise ValueError(f'--devices asks for {max(config.devices)} devices, but there are only {there}')

@@ -37,7 +37,7 @@ SPARSITY = 0.5
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(**dataclasses.asdict(config))
+    runs.check_at_least(1, **dataclasses.asdict(config))
     weights = {
         'normal': jax.random.normal(jax.random.key(0), (config.rows, config.columns)),
         'ties': jnp.round(4.0 * jax.random.normal(jax.random.key(1), (config.rows, config.columns))),

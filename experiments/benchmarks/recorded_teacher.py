@@ -53,7 +53,7 @@ class Config:
 def main(config: Config) -> None:
     """Measures and prints."""
     sizes = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
-    runs.check_at_least_one(**sizes)
+    runs.check_at_least(1, **sizes)
     device = jax.devices()[0].device_kind
     print(f'{config.teacher} -> {config.student}, {config.examples} images, {config.views} views, {device}')
     random = np.random.default_rng(0)

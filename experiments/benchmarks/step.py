@@ -55,7 +55,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(batch_size=config.batch_size, repeats=config.repeats)
+    runs.check_at_least(1, batch_size=config.batch_size, repeats=config.repeats)
     try:
         import torch  # only this comparison needs it
     except ImportError:

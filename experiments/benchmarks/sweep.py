@@ -96,7 +96,7 @@ def pairs(shrink: int) -> dict[str, tuple[nn.Module, nn.Module]]:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least_one(batch_size=config.batch_size, image=config.image, shrink=config.shrink, repeats=config.repeats)
+    runs.check_at_least(1, batch_size=config.batch_size, image=config.image, shrink=config.shrink, repeats=config.repeats)
     unknown = [case for case in config.cases if case not in pairs(1)]
     if unknown:
         raise ValueError(f'there is no case {unknown[0]!r}; there are: {"; ".join(pairs(1))}')

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from experiments import classification, quickstart, runs
-from kdjax import export
+from kdjax import export, training
 
 NAMES = [
     'teacher',
@@ -74,15 +74,15 @@ def test_a_finished_run_says_so_and_is_left_alone(finished, capsys):
 def test_an_interrupted_run_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
     _, output = finished
     interrupted = quickstart.Config(seeds=2, epochs=1, output=str(tmp_path / 'run'))
-    train, count = runs.train, iter(range(100))
+    fit, count = training.fit, iter(range(100))
 
     def stops_at_the_sixth(*arguments, **more):
         if next(count) == 5:
             raise KeyboardInterrupt
-        return train(*arguments, **more)
+        return fit(*arguments, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, 'train', stops_at_the_sixth)
+        patched.setattr(training, 'fit', stops_at_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             quickstart.main(interrupted)
     assert not (tmp_path / 'run' / 'report.json').exists()
@@ -98,6 +98,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(finished, tmp_path, monk
     [
         ({'epochs': 0}, '--epochs must be at least 1, got 0'),
         ({'seeds': 0}, '--seeds must be at least 1, got 0'),
+        ({'skip_nonfinite': -1}, '--skip-nonfinite must be at least 0, got -1'),
         ({'dataset': 'digit'}, "no data set 'digit'.*did you mean digits"),
     ],
 )
