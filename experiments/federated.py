@@ -7,7 +7,7 @@ concentration of 1 they are uneven, with 0.1 most clients know few classes. In e
 network on their own shards, and send back what they have learned. Federated averaging takes the mean of their parameters,
 weighted by examples. Ensemble distillation (FedDF) begins at that mean, and distils from the ensemble of the clients (mean
 logits, T = 1) on images without labels that are the server's own: a fifth of the training split, which no client has. What sees
-a client's examples is mapped over clients with `jax.shard_map` (`training.client_updates`), and nothing but variables leaves
+a client's examples is mapped over clients with `jax.shard_map` (`regimes.client_updates`), and nothing but variables leaves
 it. Beside them stand the ensemble of the clients in the last round of distillation, and one network trained on all shards
 together. The test split is read after the last round. Trials of 20 rounds of 20 steps with one
 seed, and of the present setting with two, were seen on it before; 10 rounds of 100 are nearer to the paper's local training.
@@ -37,7 +37,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from experiments import figures, reporting, runs, scenarios
-from kdjax import data, metrics, models, networks, objectives, training
+from kdjax import data, metrics, models, networks, objectives, regimes, training
 from kdjax.batches import Batch
 
 CENTRAL = 'all shards in one place'
@@ -148,16 +148,16 @@ def federate(config: Config, network: networks.Network) -> Federation:
 
     def average(key: jax.Array, clients: dict[str, Any], examples: np.ndarray, unlabelled: Batch) -> dict[str, Any]:
         del key, unlabelled
-        return training.average_clients(clients, examples)
+        return regimes.average_clients(clients, examples)
 
     def distill(key: jax.Array, clients: dict[str, Any], examples: np.ndarray, unlabelled: Batch) -> dict[str, Any]:
-        start = training.average_clients(clients, examples)
+        start = regimes.average_clients(clients, examples)
         members = networks.ensemble_variables(apart(clients, len(examples)))
         epochs = {'epochs': config.server_epochs, 'every': config.server_epochs}
         settings = {'batch_size': config.batch_size, 'progress': False, **epochs}
         return training.fit(fusion, unlabelled, members, key=key, student_variables=start, **settings).variables
 
-    update = training.client_updates(local, steps=config.steps, batch_size=config.batch_size)
+    update = regimes.client_updates(local, steps=config.steps, batch_size=config.batch_size)
     return Federation(network, update, {AVERAGED: average, DISTILLED: distill}, training.evaluator(network))
 
 

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from experiments import architectures, figures, reporting, runs
 from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
-from kdjax import data, metrics, models, networks, objectives, training
+from kdjax import data, metrics, models, networks, objectives, parallel, training
 from kdjax.batches import Batch, take_examples
 from kdjax.losses.features import average_pool
 
@@ -221,7 +221,7 @@ def train(
     """Trains a method's students and ships them; returns the median time of an epoch in seconds."""
     epoch = training.in_memory_epoch(problem, batch_size=BATCH_SIZE, mesh=mesh)
     state = problem.init(jax.random.key(0), take_examples(transfer, slice(0, BATCH_SIZE)))
-    state, teacher_variables, transfer = training.replicate(mesh, (state, teacher_variables, transfer))
+    state, teacher_variables, transfer = parallel.replicate(mesh, (state, teacher_variables, transfer))
     taken = []
     for number in tqdm(range(config.epochs), desc=name, leave=False, disable=None):
         started = time.perf_counter()

@@ -7,7 +7,7 @@ The source is MNIST, the target scikit-learn's digits, which another device wrot
 after each step:
 
   1. A teacher learns the source.
-  2. A copy of it is fine-tuned to the target: only its first layer, with the rest frozen (`training.train_only`).
+  2. A copy of it is fine-tuned to the target: only its first layer, with the rest frozen (`optimizers.train_only`).
   3. Those layers are handed over to a smaller student (`networks.copy_layers`).
   4. The student learns without labels from images of both domains: its outputs agree with the teacher's on the source, with
      the fine-tuned teacher's on the target, and an adversary keeps its features alike in both.
@@ -47,7 +47,7 @@ import optax
 import tyro
 
 from experiments import parts, reporting, runs, scenarios
-from kdjax import data, losses, metrics, models, networks, objectives, training
+from kdjax import data, losses, metrics, models, networks, objectives, optimizers, training
 from kdjax.batches import Batch
 from kdjax.metrics import Average
 
@@ -203,7 +203,7 @@ def prepare(
         TEACHER: learn(teacher, labels, splits.source),
         ADAPTED: learn(teacher, labels + alignment, labels_of_source(splits)),
         EVERYTHING: tune(optax.adam(1e-3)),
-        TUNED: tune(training.train_only(optax.adam(1e-3), CHOSEN)),
+        TUNED: tune(optimizers.train_only(optax.adam(1e-3), CHOSEN)),
         AGREEING: learn(student, agreement, recorded),
         ALIGNED: learn(student, agreement + 0.3 * alignment, recorded),
         AGAIN: learn(student, labels, splits.source, rate=1e-4),

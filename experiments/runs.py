@@ -14,9 +14,9 @@ import jax
 import tyro
 
 from experiments.reporting import write_json
-from kdjax import export, networks, quantization, training
+from kdjax import export, networks, parallel, quantization, training
 from kdjax.batches import Batch, take_examples
-from kdjax.training import hosts
+from kdjax.parallel import hosts
 
 
 def command_line(config: type, main: Callable[[Any], None]) -> None:
@@ -28,7 +28,7 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
     # Orbax logs the tracebacks of errors that it raises too.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
-        training.initialize_distributed()
+        parallel.initialize_distributed()
         main(arguments)
     except training.Preempted as error:
         print(error, file=sys.stderr)
@@ -97,14 +97,14 @@ def check(data: Batch, batch_size: int, *problems: training.Problem) -> None:
 
 
 def mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
-    """A mesh of `devices_used(batch_size)` devices, and says so if these are not all; see `training.data_parallel`."""
+    """A mesh of `devices_used(batch_size)` devices, and says so if these are not all; see `parallel.data_parallel`."""
     used, there = devices_used(batch_size), jax.device_count()
     if used < there:
         say(
             f'Training on {used} of {there} devices, as many as divide a batch of {batch_size}; '
             f'batches of {-(-batch_size // there) * there} would use all'
         )
-    return training.data_parallel(jax.devices()[:used], fsdp=fsdp)
+    return parallel.data_parallel(jax.devices()[:used], fsdp=fsdp)
 
 
 def devices_used(batch_size: int) -> int:

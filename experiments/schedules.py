@@ -29,7 +29,7 @@ import optax
 import tyro
 
 from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives, training
+from kdjax import data, models, networks, objectives, parallel, training
 from kdjax.batches import Batch, take_examples
 
 LEARNING_RATE = 1e-2
@@ -115,7 +115,7 @@ def main(config: Config) -> None:
         ).variables
         example = take_examples(transfer, slice(0, config.batch_size))
         state = problem.init(jax.random.key(seed), example, student_variables=same_start(student, transfer, seed))
-        state, taught_by, examples = training.replicate(mesh, (state, taught_by, transfer))
+        state, taught_by, examples = parallel.replicate(mesh, (state, taught_by, transfer))
         for _ in range(epochs):
             state, _ = epoch(state, taught_by, examples)
         learned = jax.device_get(state.variables)

@@ -54,7 +54,7 @@ import optax
 import tyro
 
 from experiments import figures, reporting, runs, scenarios
-from kdjax import data, losses, metrics, models, networks, objectives, training
+from kdjax import data, losses, metrics, models, networks, objectives, optimizers, regimes, training
 from kdjax.batches import Batch
 
 MODULE = models.MLP((64, 64))
@@ -131,7 +131,7 @@ def main(config: Config) -> None:
     rate = scenarios.falling(LEARNING_RATE, config.epochs, unlabelled, config.batch_size)
 
     def problem(taught_by: networks.Network | None, strategy: Strategy) -> training.Problem:
-        optimizer = optax.chain(training.gaussian_prior(strategy.precision), optax.adam(rate))
+        optimizer = optax.chain(optimizers.gaussian_prior(strategy.precision), optax.adam(rate))
         return training.distillation(network, taught_by, strategy.objective, optimizer)
 
     teaching = problem(None, Strategy(objectives.hard_labels(), SOURCE_PRECISION))
@@ -139,7 +139,7 @@ def main(config: Config) -> None:
     problems = {name: problem(teacher, way) for name, way in ways.items()}
     runs.check(dataset.train, config.batch_size, teaching)
     runs.check(unlabelled, config.batch_size, *problems.values())
-    pair = training.expectation_maximization([network] * 2, precision=EM_PRECISION)
+    pair = regimes.expectation_maximization([network] * 2, precision=EM_PRECISION)
     output = runs.open_output(config)
     if output is None:
         return
@@ -162,7 +162,7 @@ def main(config: Config) -> None:
             saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
             fitted = fit(learning, unlabelled, taught_by, key=jax.random.key(seed), student_variables=start, **saved)
             found[name] = fitted.variables
-        agreed, rising = training.until_convergence(pair, pair.init(members[:2]), few, tolerance=TOLERANCE)
+        agreed, rising = regimes.until_convergence(pair, pair.init(members[:2]), few, tolerance=TOLERANCE)
         bounds.append(rising.tolist())
         return found | {'EM, student': agreed.variables[0], 'EM, teacher': agreed.variables[1]}
 

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from kdjax import models as models
     from kdjax import networks as networks
     from kdjax import objectives as objectives
+    from kdjax import optimizers as optimizers
+    from kdjax import parallel as parallel
     from kdjax import paths as paths
     from kdjax import pruning as pruning
     from kdjax import quantization as quantization
+    from kdjax import regimes as regimes
     from kdjax import training as training
 
 __version__ = '0.1.0'
@@ -31,6 +34,9 @@ _PACKAGES = (
     'models',
     'networks',
     'objectives',
+    'parallel',
+    'optimizers',
+    'regimes',
     'paths',
     'pruning',
     'quantization',

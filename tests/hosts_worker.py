@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from kdjax import metrics, models, networks, objectives, training
+from kdjax import metrics, models, networks, objectives, parallel, training
 
 BATCH = 16
 STUDENT = networks.from_linen(models.MLP((128, 128)), features='hidden1')
@@ -33,7 +33,7 @@ def run(folder, mesh, calls=(1, 2)):
     data = examples()
     evaluate = training.evaluator(STUDENT, teacher=TEACHER, batch_size=30)
     problem = training.distillation(STUDENT, TEACHER, OBJECTIVE, optax.sgd(0.02, momentum=0.9))
-    teacher_variables = training.shard(mesh, TEACHER.init(jax.random.key(9), data['inputs'][:1]))
+    teacher_variables = parallel.shard(mesh, TEACHER.init(jax.random.key(9), data['inputs'][:1]))
     for epochs in calls:
         fitted = training.fit(
             problem,
@@ -50,19 +50,19 @@ def run(folder, mesh, calls=(1, 2)):
         )
     kernel = fitted.state.params['hidden1']['kernel']
     mine = np.array_split(data['inputs'], jax.process_count())[jax.process_index()]
-    joined = training.batch_from_hosts(mesh, {'inputs': mine})['inputs']
+    joined = parallel.batch_from_hosts(mesh, {'inputs': mine})['inputs']
     return {
         'devices': [jax.local_device_count(), jax.device_count()],
         'resumed_from': fitted.resumed_from,
         'joined': [*joined.shape, *joined.addressable_shards[0].data.shape],
-        'joined_as_read': np.array_equal(jax.device_get(training.replicate(mesh, joined)), data['inputs']),
+        'joined_as_read': np.array_equal(jax.device_get(parallel.replicate(mesh, joined)), data['inputs']),
         'share': kernel.addressable_shards[0].data.size / kernel.size,
-        'kernel': np.asarray(jax.device_get(training.replicate(mesh, kernel))).tolist(),
+        'kernel': np.asarray(jax.device_get(parallel.replicate(mesh, kernel))).tolist(),
         'measured': metrics.compute(evaluate(fitted.state.variables, data, teacher_variables)),
     }
 
 
 if __name__ == '__main__':
-    training.initialize_distributed()
+    parallel.initialize_distributed()
     output = pathlib.Path(sys.argv[1])
-    (output / f'result{jax.process_index()}.json').write_text(json.dumps(run(output, training.data_parallel(fsdp=8))))
+    (output / f'result{jax.process_index()}.json').write_text(json.dumps(run(output, parallel.data_parallel(fsdp=8))))

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from objective_checks import abstract_init, random_params
 
-from kdjax import training
+from kdjax import parallel
 from kdjax.networks import Outputs
 
 BATCH, CLASSES = 8, 5
@@ -51,4 +51,4 @@ def jitted(objective, params, state, student, teacher, batch, step):
 
 def sharded(*trees):
     """Every device holds one example."""
-    return jax.device_put(trees, NamedSharding(training.data_parallel(), PartitionSpec('data')))
+    return jax.device_put(trees, NamedSharding(parallel.data_parallel(), PartitionSpec('data')))

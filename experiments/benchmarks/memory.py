@@ -6,7 +6,7 @@ A vision transformer of depth 4 and width 384 teaches one of width 192, with Ada
 many devices there are. On CPUs these are made up, which changes no byte. All numbers are per device, from the plan of the
 compiled program (`memory_analysis`) and its text:
 
-- sharded: arguments that `training.shard` splits: large arrays of student, optimizer and teacher. Each device should hold
+- sharded: arguments that `parallel.shard` splits: large arrays of student, optimizer and teacher. Each device should hold
   1 / fsdp of them;
 - argument: these, the small arrays that every device keeps whole, and the device's images;
 - temporary: activations, gradients and, with FSDP, gathered parameters. On CPUs XLA does not order the gathers by their use,
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments import runs
-from kdjax import models, networks, objectives, training
+from kdjax import models, networks, objectives, parallel, training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def main(config: Config) -> None:
 
 def measure(config: Config, number: int, fsdp: int) -> dict[str, Any]:
     """Compiles the step for a mesh, and reads its plan."""
-    mesh = training.data_parallel(jax.devices()[:number], fsdp=fsdp)
+    mesh = parallel.data_parallel(jax.devices()[:number], fsdp=fsdp)
 
     def network(width: int) -> networks.Network:
         return networks.from_linen(models.VisionTransformer(depth=config.depth, width=width, heads=4))
@@ -88,13 +88,13 @@ def measure(config: Config, number: int, fsdp: int) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((config.images * number, 32, 32, 3), jnp.float32)
     state = jax.eval_shape(problem.init, jax.random.key(0), {'inputs': images})
     state, variables = on_mesh(mesh, (state, jax.eval_shape(teacher.init, jax.random.key(0), images)))
-    batch = {'inputs': jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=training.batch_sharding(mesh))}
-    compiled = training.distribute(mesh, problem).step.lower(state, variables, batch).compile()
+    batch = {'inputs': jax.ShapeDtypeStruct(images.shape, images.dtype, sharding=parallel.batch_sharding(mesh))}
+    compiled = parallel.distribute(mesh, problem).step.lower(state, variables, batch).compile()
     plan = compiled.memory_analysis()
     extra = plan.output_size_in_bytes - plan.alias_size_in_bytes
     leaves = jax.tree.leaves((state, variables))
-    large = [leaf for leaf in leaves if leaf.size >= training.SMALLEST_SPLIT]
-    small = [leaf for leaf in leaves if leaf.size < training.SMALLEST_SPLIT]
+    large = [leaf for leaf in leaves if leaf.size >= parallel.SMALLEST_SPLIT]
+    small = [leaf for leaf in leaves if leaf.size < parallel.SMALLEST_SPLIT]
     return {
         'devices': number,
         'fsdp': fsdp,
@@ -109,11 +109,11 @@ def measure(config: Config, number: int, fsdp: int) -> dict[str, Any]:
 
 
 def on_mesh(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
-    """Shapes with the layout that `training.shard` would give to arrays of them."""
+    """Shapes with the layout that `parallel.shard` would give to arrays of them."""
     return jax.tree.map(
         lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
         shapes,
-        training.shardings(mesh, shapes),
+        parallel.shardings(mesh, shapes),
     )
 
 

@@ -110,7 +110,7 @@ def check_outermost(opt_state: Any) -> None:
     """Checks that nothing in a chain comes after `prune`.
 
     `optax.chain(prune(adam), optax.scale(0.5))` would halve the updates that take pruned weights to zero, and none would get
-    there. Wrappers, such as `optax.MultiSteps` or `training.average_parameters`, may stand around it, unless they change the
+    there. Wrappers, such as `optax.MultiSteps` or `optimizers.average_parameters`, may stand around it, unless they change the
     updates: `optax.lookahead` and `optax.contrib.schedule_free` do, and are not found out.
 
     Args:

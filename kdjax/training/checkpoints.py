@@ -19,8 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kdjax import paths
+from kdjax.problems import TrainState
 from kdjax.training.checksums import checksums
-from kdjax.training.step import TrainState
 
 
 def checkpoint_manager(

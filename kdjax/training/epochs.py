@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from kdjax.batches import Batch, check_batch, count_examples, take_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
+from kdjax.parallel.sharding import check_divisible, distribute
+from kdjax.problems import Problem, TrainState
 from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
-from kdjax.training.sharding import check_divisible, distribute
-from kdjax.training.step import Problem, TrainState
 
 Stop = Callable[[], bool]
 

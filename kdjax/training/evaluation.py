@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kdjax.batches import Batch, check_batch, count_examples, take_examples
 from kdjax.metrics import Metric, Sums, accuracy, add, agreement, calibration_error, nll
 from kdjax.networks import Network, Outputs, Variables
-from kdjax.training.sharding import mesh_of, shard_batch
+from kdjax.parallel.sharding import mesh_of, shard_batch
 from kdjax.training.streaming import Source, stack_examples
 
 Evaluate = Callable[..., dict[str, Sums]]

@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from kdjax.batches import Batch, count_examples, take_examples
+from kdjax.parallel.sharding import check_divisible, replicate
+from kdjax.problems import Problem
 from kdjax.training import fingerprints
 from kdjax.training.augmentation import Augment, Views, check_recorded, one_view
 from kdjax.training.epochs import Epoch, check_in_memory, in_memory_epoch, steps_per_epoch
 from kdjax.training.loaders import LoadedBatches, loader_epoch
-from kdjax.training.sharding import check_divisible, replicate
-from kdjax.training.step import Problem
 from kdjax.training.streaming import JoinedSource, stack_examples, streaming_epoch
 
 # Bytes of a data set that are read to tell it from others; of a larger one, examples spread over it.

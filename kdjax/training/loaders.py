@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from kdjax.batches import Batch, check_batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
+from kdjax.parallel.sharding import distribute, shard_batch
+from kdjax.problems import Problem, TrainState
 from kdjax.training.augmentation import Augment, augmented
 from kdjax.training.epochs import Epoch, Stop, cached, stream
-from kdjax.training.sharding import distribute, shard_batch
-from kdjax.training.step import Problem, TrainState
 
 
 class LoadedBatches:

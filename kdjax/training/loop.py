@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from kdjax.metrics import Average
 from kdjax.networks import Variables
+from kdjax.parallel.sharding import shard
+from kdjax.problems import Problem, TrainState
 from kdjax.training import checkpoints, preemption
 from kdjax.training.augmentation import Augment, Views
 from kdjax.training.epochs import cached
@@ -21,8 +23,6 @@ from kdjax.training.logs import MetricsLog, Progress
 from kdjax.training.nonfinite import skip_nonfinite as skipping_problem
 from kdjax.training.reading import check_parameters, numbers
 from kdjax.training.reading import read as read_metrics
-from kdjax.training.sharding import shard
-from kdjax.training.step import Problem, TrainState
 
 _BEST_IS = {
     **dict.fromkeys(('accuracy', 'binary_accuracy', 'agreement', 'intersection_over_union', 'average_precision'), 'max'),
@@ -118,13 +118,13 @@ def fit(
         interrupted has a line for each part.
       on_record: called with every record of the log, for TensorBoard and the like.
       name: of this run, in the log and the progress bar.
-      mesh: devices to split each batch over, see `training.data_parallel`; state, teacher and data are laid out on it here.
+      mesh: devices to split each batch over, see `parallel.data_parallel`; state, teacher and data are laid out on it here.
       augment: applied to every example's inputs with a key of its own.
       views: augmented views that repeat, in place of `augment`: those that `record_teacher` has recorded.
       workers: processes that read, for data that are streamed; 0 reads in threads.
       student_variables: variables that the student starts from, in place of fresh ones.
       variables_of: which variables of a state are validated and kept as the best: the student's own, or
-        `training.averaged_variables`.
+        `optimizers.averaged_variables`.
       skip_nonfinite: how many steps of this call may be skipped because they would make something infinite or NaN, see
         `training.skip_nonfinite`.
       progress: whether to show a bar on a terminal, and a line for every interval elsewhere, on stderr.
@@ -141,7 +141,7 @@ def fit(
       Preempted: SIGTERM came; the state is saved.
 
     >>> import flax.linen as nn, jax, numpy as np, optax
-    >>> from kdjax import networks, objectives, training
+    >>> from kdjax import networks, objectives, optimizers, parallel, training
     >>> data = {'inputs': np.ones((8, 5), np.float32), 'labels': np.zeros(8, np.int32)}
     >>> student = networks.from_linen(nn.Dense(3))
     >>> problem = training.distillation(student, None, objectives.hard_labels(), optax.sgd(0.1))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from kdjax.batches import Batch
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.step import Problem, TrainState
+from kdjax.problems import Problem, TrainState
 
 
 def skip_nonfinite(problem: Problem) -> Problem:

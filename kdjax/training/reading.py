@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.metrics import Average, compute
-from kdjax.training.step import TrainState
+from kdjax.problems import TrainState
 
 
 class NonFiniteLossError(RuntimeError):

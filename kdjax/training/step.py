@@ -1,8 +1,7 @@
 """The training step: student, teacher, objective and optimizer become one pure function of state and batch."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,52 +11,9 @@ from kdjax.batches import Batch, check_batch, take_examples
 from kdjax.metrics import Average, mean
 from kdjax.networks import Network, Outputs, Variables
 from kdjax.objectives import Objective
+from kdjax.optimizers.freezing import keep_frozen_state
+from kdjax.problems import Problem, TrainState
 from kdjax.pruning import check_outermost
-from kdjax.training.freezing import keep_frozen_state
-
-
-class TrainState(NamedTuple):
-    """All that training changes, as one pytree: whoever saves it can resume bit for bit.
-
-    Attributes:
-      step: number of updates so far.
-      params: the student's parameters.
-      model_state: the student's state, such as batch statistics.
-      opt_state: state of the student's optimizer; pruning masks live here.
-      objective_params: parameters of the objective, such as connectors.
-      objective_state: state of the objective, such as memory banks.
-      objective_opt_state: state of the optimizer of `objective_params`.
-      key: the run's random key; every step folds its number in.
-    """
-
-    step: jax.Array
-    params: Any
-    model_state: dict[str, Any]
-    opt_state: optax.OptState
-    objective_params: Any
-    objective_state: Any
-    objective_opt_state: optax.OptState
-    key: jax.Array
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The student's variables, as its `apply` takes them."""
-        return {'params': self.params, **self.model_state}
-
-
-class Problem(NamedTuple):
-    """A training problem: student, teacher, objective and optimizer as pure functions of state and batch.
-
-    Attributes:
-      init: `init(key, batch, *, student_variables=None) -> TrainState`; a student that starts from given variables gets a copy.
-      step: `step(state, teacher_variables, batch) -> (state, metrics)`, jitted; the state is donated, the teacher never is.
-      check: `check(data, batch_size)` raises a ValueError for values in the data that the objective has no use for, such as a
-        label beyond the classes. A traced step can only make the loss NaN of them.
-    """
-
-    init: Callable[..., TrainState]
-    step: Callable[[TrainState, Variables, Batch], tuple[TrainState, dict[str, Average]]]
-    check: Callable[[Batch, int], None] = lambda data, batch_size: None
 
 
 def distillation(

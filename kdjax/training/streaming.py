@@ -17,10 +17,10 @@ from kdjax import paths
 from kdjax.batches import Batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
+from kdjax.parallel.sharding import check_divisible, distribute, shard_batch
+from kdjax.problems import Problem, TrainState
 from kdjax.training.augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
 from kdjax.training.epochs import Epoch, Stop, cached, steps_per_epoch, stream
-from kdjax.training.sharding import check_divisible, distribute, shard_batch
-from kdjax.training.step import Problem, TrainState
 
 AHEAD = 3
 """Batches that wait on the device, and steps that the host may be ahead of it."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.batches import Batch
-from kdjax.training.step import Problem, TrainState
+from kdjax.problems import Problem, TrainState
 
 # Students share the number of the step and the key, so that they see the same batches.
 _AXES = TrainState(

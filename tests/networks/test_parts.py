@@ -11,7 +11,7 @@ import optax
 import pytest
 import toy_problem
 
-from kdjax import networks, objectives, training
+from kdjax import networks, objectives, parallel, training
 
 SIZE = 32
 INPUTS = {
@@ -146,8 +146,8 @@ def test_on_eight_devices_gradients_are_those_of_one_and_in_data_parallelism_no_
         logits = apply(start, inputs)[0].logits
         return jnp.sum(logits**2) / jnp.sum(jnp.abs(logits))  # of all examples together
 
-    mesh = training.data_parallel(fsdp=fsdp)
-    placed, shared = training.shard(mesh, start), training.shard_batch(mesh, {'x': inputs})['x']
+    mesh = parallel.data_parallel(fsdp=fsdp)
+    placed, shared = parallel.shard(mesh, start), parallel.shard_batch(mesh, {'x': inputs})['x']
     compiled = jax.jit(jax.grad(functools.partial(loss, parts.apply))).lower(placed, shared).compile()
     wanted = jax.jit(jax.grad(functools.partial(loss, wide.apply)))(start, inputs)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), compiled(placed, shared), wanted)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from objective_checks import compile_quickly
 
-from kdjax import losses, networks, objectives, training
+from kdjax import losses, networks, objectives, parallel, training
 
 BATCH, EXAMPLES = 16, 24
 LABELS = np.arange(EXAMPLES, dtype=np.int32) % 3
@@ -99,13 +99,13 @@ def host(state):
 
 def test_eight_devices_give_what_one_gives_with_banks_sharded_over_their_rows(run):
     problem, teacher_variables, batches, states, metrics = run
-    mesh = training.data_parallel()
-    state, teacher_variables = training.replicate(mesh, (states[0], teacher_variables))
+    mesh = parallel.data_parallel()
+    state, teacher_variables = parallel.replicate(mesh, (states[0], teacher_variables))
     rows = NamedSharding(mesh, PartitionSpec('data'))
     for name in ('student_bank', 'teacher_bank'):
         state.objective_state['crd'][name] = jax.device_put(state.objective_state['crd'][name], rows)
     for i, batch in enumerate(batches):
-        state, measured = problem.step(state, teacher_variables, training.shard_batch(mesh, batch))
+        state, measured = problem.step(state, teacher_variables, parallel.shard_batch(mesh, batch))
         assert len(measured['loss'].total.sharding.device_set) == 8
         for x, y in zip(jax.tree.leaves(measured), jax.tree.leaves(metrics[i]), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from lifted_checks import BATCH, KEY, LABELS, MASK, init, jitted, outputs, sharded, value_and_gradients
 from objective_checks import init_error
 
-from kdjax import losses, objectives, training
+from kdjax import losses, objectives, parallel
 from kdjax.networks import Outputs
 
 
@@ -146,7 +146,7 @@ def test_eight_devices_give_what_one_gives(name):
     params, state = init(objective, student, teacher, batch)
     one = value_and_gradients(objective, params, state, student, teacher, batch)
     shares = sharded(student, teacher, batch)
-    eight = jitted(objective, *training.replicate(training.data_parallel(), (params, state)), *shares, 0)
+    eight = jitted(objective, *parallel.replicate(parallel.data_parallel(), (params, state)), *shares, 0)
     assert len(jax.devices()) == len(eight[0].sharding.device_set) == 8
     assert {len(leaf.addressable_shards[0].data) for leaf in jax.tree.leaves(shares)} == {1}
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax import networks, paths, pruning, training
+from kdjax import networks, optimizers, paths, pruning
 
 STEPS = 200
 INPUTS = jax.ShapeDtypeStruct((2, 6), jnp.float32)
@@ -310,9 +310,9 @@ OUTERMOST = {
     'last by name': optax.named_chain(('b', optax.clip(1.0)), ('a', PRUNED)),
     'last in the last chain': optax.chain(optax.clip(1.0), optax.chain(optax.clip(1.0), PRUNED)),
     'in prune': pruning.prune(PRUNED, 0.5, leaves='layers_0/*'),
-    'averaged': training.average_parameters(PRUNED),
+    'averaged': optimizers.average_parameters(PRUNED),
     'accumulated': optax.MultiSteps(PRUNED, 2),
-    'some trained': training.train_only(pruning.prune(optax.adam(0.1), 0.5), 'layers_0/*'),
+    'some trained': optimizers.train_only(pruning.prune(optax.adam(0.1), 0.5), 'layers_0/*'),
     'if finite': optax.apply_if_finite(PRUNED, 3),
     'injected': optax.inject_hyperparams(lambda rate: pruning.prune(optax.adam(rate), 0.5))(0.1),
     'rewinding': pruning.rewinding(pruning.prune(optax.adam(0.1), pruning.one_shot(0.5, 2)), 1),
@@ -323,9 +323,9 @@ COVERED = {
     'before a scale': optax.chain(PRUNED, optax.scale(0.5)),
     'before, by name': optax.named_chain(('b', PRUNED), ('a', optax.scale(0.5))),
     'in a chain before a scale': optax.chain(optax.chain(optax.clip(1.0), PRUNED), optax.scale(0.5)),
-    'wrapped before a scale': optax.chain(training.average_parameters(PRUNED), optax.scale(0.5)),
-    'in wrappers': optax.MultiSteps(training.average_parameters(optax.chain(PRUNED, optax.scale(0.5))), 2),
-    'some trained': training.train_only(optax.chain(PRUNED, optax.scale(0.5)), 'layers_0/*'),
+    'wrapped before a scale': optax.chain(optimizers.average_parameters(PRUNED), optax.scale(0.5)),
+    'in wrappers': optax.MultiSteps(optimizers.average_parameters(optax.chain(PRUNED, optax.scale(0.5))), 2),
+    'some trained': optimizers.train_only(optax.chain(PRUNED, optax.scale(0.5)), 'layers_0/*'),
     'injected': optax.inject_hyperparams(lambda rate: optax.chain(PRUNED, optax.scale(rate)))(0.1),
     'in prune': pruning.prune(optax.chain(PRUNED, optax.scale(0.5)), 0.5),
 }

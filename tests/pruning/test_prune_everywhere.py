@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kdjax import networks, objectives, paths, pruning, training
+from kdjax import networks, objectives, parallel, paths, pruning, training
 
 STEPS = 200
 RISING = pruning.cubic(0.75, begin=3, end=123, every=20)
@@ -63,7 +63,7 @@ def masks_of(state: Any) -> pruning.Masks:
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
 def test_fully_sharded_over_eight_devices_the_same_weights_go(name: str) -> None:
-    mesh = training.data_parallel()
+    mesh = parallel.data_parallel()
     sharded = jax.tree.map(lambda p, part: jax.device_put(p, NamedSharding(mesh, part)), PARAMS, PARTS)
     params, state, exact = train(OPTIMIZERS[name], sharded, GRADIENTS)
     assert np.all(exact)
@@ -78,7 +78,7 @@ def test_fully_sharded_over_eight_devices_the_same_weights_go(name: str) -> None
 
 
 def test_masks_lie_beside_their_weights() -> None:
-    mesh = training.data_parallel()
+    mesh = parallel.data_parallel()
     sharded = jax.tree.map(lambda p, part: jax.device_put(p, NamedSharding(mesh, part)), PARAMS, PARTS)
     masks = OPTIMIZERS['global'].init(sharded).masks
     assert masks['hidden/kernel'].sharding.shard_shape((16, 24)) == (2, 24)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from model_checks import filled
 
-from kdjax import metrics, networks, objectives, quantization, training
+from kdjax import metrics, networks, objectives, parallel, quantization, training
 from kdjax.networks import Network
 from kdjax.quantization import Rule
 
@@ -100,8 +100,8 @@ def test_training_steps_scan_rematerialize_and_map(student: Any) -> None:
 
 def test_eight_devices_equal_one(student: Any) -> None:
     _, variables, step = student
-    batch, mesh = {'inputs': IMAGES.reshape(8, 6, 6, 2)}, training.data_parallel()
-    sharded = jax.jit(step)(training.replicate(mesh, variables), training.shard_batch(mesh, batch)['inputs'])
+    batch, mesh = {'inputs': IMAGES.reshape(8, 6, 6, 2)}, parallel.data_parallel()
+    sharded = jax.jit(step)(parallel.replicate(mesh, variables), parallel.shard_batch(mesh, batch)['inputs'])
     assert_close(sharded, jax.jit(step)(variables, batch['inputs']))
 
 

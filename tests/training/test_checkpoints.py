@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import networks, objectives, training
+from kdjax import networks, objectives, parallel, training
 from kdjax.training import checkpoints
 from kdjax.training.checksums import checksums
 
@@ -134,8 +134,8 @@ def test_checksum_is_a_sum_with_odd_weights_and_ignores_the_layout():
     values = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
     bits = values.view(np.uint32).astype(object).ravel()
     expected = sum((2 * i + 1) * int(b) for i, b in enumerate(bits)) % 2**32
-    mesh = training.data_parallel()
-    for layout in (jnp.asarray(values), training.shard_batch(mesh, values), training.replicate(mesh, values)):
+    mesh = parallel.data_parallel()
+    for layout in (jnp.asarray(values), parallel.shard_batch(mesh, values), parallel.replicate(mesh, values)):
         assert checksums({'x': layout}).tolist() == [expected]
 
 
@@ -214,15 +214,15 @@ def test_a_run_goes_on_with_other_numbers_of_devices(tmp_path):
     data = {'inputs': rng.normal(size=(72, 5)).astype(np.float32), 'labels': rng.integers(0, 3, 72).astype(np.int32)}
 
     def fit(devices, epochs, **more):
-        mesh = training.data_parallel(jax.devices()[:devices])
+        mesh = parallel.data_parallel(jax.devices()[:devices])
         arguments = {'key': jax.random.key(0), 'batch_size': 16, 'mesh': mesh, 'progress': False}
         return training.fit(problem, data, epochs=epochs, **arguments, **more)
 
     whole, saved = fit(8, 3), None
     for epochs, devices in enumerate((8, 1, 4), start=1):
-        mesh = training.data_parallel(jax.devices()[:devices])
+        mesh = parallel.data_parallel(jax.devices()[:devices])
         if saved is not None:
-            like = training.replicate(mesh, problem.init(jax.random.key(0), data))
+            like = parallel.replicate(mesh, problem.init(jax.random.key(0), data))
             with training.checkpoint_manager(tmp_path) as manager:
                 _, restored = training.restore_newest(manager, like, {'examples': 72, 'batch_size': 16})
             chex.assert_trees_all_equal(host(restored), saved)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import networks, objectives, training
+from kdjax import networks, objectives, parallel, training
 
 EXAMPLES, BATCH_SIZE = 24, 4
 PASS = EXAMPLES // BATCH_SIZE
@@ -156,7 +156,7 @@ def test_a_mesh_changes_nothing(kind):
     more = {'batch_size': 8} if kind == 'arrays' else {}
     data = make() if kind == 'arrays' else [example(slice(0, 8)), example(slice(8, 16))]
     alone = fit(data, steps=4, **more)
-    together = fit(data, steps=4, mesh=training.data_parallel(), **more)
+    together = fit(data, steps=4, mesh=parallel.data_parallel(), **more)
     chex.assert_trees_all_close(host(alone.state).params, host(together.state).params, rtol=1e-5, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score
 
-from kdjax import metrics, networks, training
+from kdjax import metrics, networks, parallel, training
 from kdjax.networks import Network, Outputs
 
 CLASSES, BINS, IGNORE = 4, 10, 200
@@ -179,7 +179,7 @@ def test_batches_of_any_size_sources_loaders_and_devices_give_the_same(evaluate)
     check(metrics.compute(evaluate(VARIABLES, loader, {})), expected)
     with pytest.raises(ValueError, match='there are no examples; an iterator, such as a generator, can be read only once'):
         evaluate(VARIABLES, loader, {})
-    on_mesh = training.shard(training.data_parallel(), VARIABLES)
+    on_mesh = parallel.shard(parallel.data_parallel(), VARIABLES)
     check(metrics.compute(evaluate(on_mesh, data, {})), expected)
     whole = training.evaluator(lookup(), teacher=teacher(), metrics=ALL, batch_size=64)
     check(metrics.compute(whole(VARIABLES, jax.tree.map(jnp.asarray, data), {})), expected)

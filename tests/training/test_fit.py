@@ -13,7 +13,7 @@ import optax
 import pytest
 from toy_problem import make
 
-from kdjax import data, metrics, networks, objectives, training
+from kdjax import data, metrics, networks, objectives, parallel, training
 
 
 @pytest.fixture(scope='module')
@@ -98,11 +98,11 @@ def test_augmentation_depends_on_key_epoch_and_index_alone():
 
 def test_epoch_on_eight_devices_equals_one():
     problem = make(optimizer=optax.sgd(0.05, momentum=0.9))
-    mesh = training.data_parallel()
+    mesh = parallel.data_parallel()
     alone, _ = training.in_memory_epoch(problem.distillation, batch_size=16)(
         problem.start(), problem.teacher_variables, problem.data
     )
-    state, teacher_variables, examples = training.replicate(mesh, (problem.start(), problem.teacher_variables, problem.data))
+    state, teacher_variables, examples = parallel.replicate(mesh, (problem.start(), problem.teacher_variables, problem.data))
     run = training.in_memory_epoch(problem.distillation, batch_size=16, mesh=mesh)
     together, _ = run(state, teacher_variables, examples)
     chex.assert_trees_all_close(host(alone).params, host(together).params, rtol=1e-5, atol=1e-5)
@@ -292,7 +292,7 @@ def test_bad_arguments(problem, one_epoch):
     with pytest.raises(ValueError, match='batch_size must be at least 1'):
         training.in_memory_epoch(problem.distillation, batch_size=0)
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices'):
-        training.in_memory_epoch(problem.distillation, batch_size=12, mesh=training.data_parallel())
+        training.in_memory_epoch(problem.distillation, batch_size=12, mesh=parallel.data_parallel())
     with pytest.raises(ValueError, match='the training split has 8 examples, fewer than one batch of 16'):
         one_epoch(problem.start(), problem.teacher_variables, {name: x[:8] for name, x in problem.data.items()})
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 from toy_problem import make
 
-from kdjax import metrics, networks, objectives, pruning, training
+from kdjax import metrics, networks, objectives, parallel, pruning, training
 
 
 @pytest.fixture(scope='module')
@@ -62,14 +62,14 @@ def test_training_lowers_the_loss(problem):
 
 
 def test_one_device_equals_eight(problem):
-    mesh = training.data_parallel()
+    mesh = parallel.data_parallel()
     assert mesh.shape['data'] == 8
     states = []
     for place in (False, True):
         state, teacher_variables, batch = problem.start(), problem.teacher_variables, batch_of(problem)
         if place:
-            state, teacher_variables = training.replicate(mesh, (state, teacher_variables))
-            batch = training.shard_batch(mesh, batch)
+            state, teacher_variables = parallel.replicate(mesh, (state, teacher_variables))
+            batch = parallel.shard_batch(mesh, batch)
         losses = []
         for _ in range(5):
             state, measured = problem.distillation.step(state, teacher_variables, batch)
@@ -81,11 +81,11 @@ def test_one_device_equals_eight(problem):
 
 def test_one_device_equals_eight_in_every_array():
     problem = make(optimizer=optax.sgd(0.05, momentum=0.9))
-    mesh = training.data_parallel()
+    mesh = parallel.data_parallel()
     ends = []
-    for place in (lambda tree: tree, lambda tree: training.replicate(mesh, tree)):
+    for place in (lambda tree: tree, lambda tree: parallel.replicate(mesh, tree)):
         state, teacher_variables = place((problem.start(), problem.teacher_variables))
-        batch = batch_of(problem) if not ends else training.shard_batch(mesh, batch_of(problem))
+        batch = batch_of(problem) if not ends else parallel.shard_batch(mesh, batch_of(problem))
         for _ in range(5):
             state, _ = problem.distillation.step(state, teacher_variables, batch)
         ends.append(jax.device_get(state._replace(key=0, objective_params=0, objective_opt_state=0)))
@@ -170,7 +170,7 @@ def test_class_mismatch_is_found_at_init():
 
 def test_batch_that_does_not_divide_over_devices_is_refused():
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices: use 8 or 16'):
-        training.shard_batch(training.data_parallel(), {'inputs': jnp.ones((12, 2))})
+        parallel.shard_batch(parallel.data_parallel(), {'inputs': jnp.ones((12, 2))})
 
 
 def test_supervised_training_needs_no_teacher():

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import networks, objectives, training
+from kdjax import networks, objectives, parallel, training
 
 EXAMPLES, BATCH_SIZE = 14, 4
 STEPS = EXAMPLES // BATCH_SIZE
@@ -209,10 +209,10 @@ def test_recorded_logits_join_the_examples(tmp_path):
 
 
 def test_eight_devices_are_as_one(run, begin):
-    mesh, state = training.data_parallel(), begin(jax.random.key(0), ARRAYS)
+    mesh, state = parallel.data_parallel(), begin(jax.random.key(0), ARRAYS)
     data = {name: np.concatenate([array, array]) for name, array in ARRAYS.items()}
     alone, orders = train(training.streaming_epoch(PROBLEM, batch_size=8), jax.tree.map(jnp.copy, state), data, 1)
-    together, same = train(training.streaming_epoch(PROBLEM, batch_size=8, mesh=mesh), training.shard(mesh, state), data, 1)
+    together, same = train(training.streaming_epoch(PROBLEM, batch_size=8, mesh=mesh), parallel.shard(mesh, state), data, 1)
     assert orders == same
     chex.assert_trees_all_close(host(alone).params, host(together).params, rtol=1e-5, atol=1e-6)
 
@@ -233,7 +233,7 @@ def test_bad_arguments(run, begin):
         with pytest.raises(ValueError, match='batch_size must be at least 1 and workers at least 0'):
             training.streaming_epoch(PROBLEM, **arguments)
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices'):
-        training.streaming_epoch(PROBLEM, batch_size=12, mesh=training.data_parallel())
+        training.streaming_epoch(PROBLEM, batch_size=12, mesh=parallel.data_parallel())
     with pytest.raises(ValueError, match=r"the source has 14 examples, and the arrays have \{'rest': 3\}"):
         training.JoinedSource(SOURCE, {'rest': np.zeros(3)})
     with pytest.raises(ValueError, match='has 3 examples, fewer than one batch of 4'):

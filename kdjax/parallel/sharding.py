@@ -30,7 +30,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from kdjax.batches import Batch
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.training.step import Problem, TrainState
+from kdjax.problems import Problem, TrainState
 
 SMALLEST_SPLIT = 2**14
 """Elements from which on an array is split: below, gathering it would cost more time than its bytes are worth."""

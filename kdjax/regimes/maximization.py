@@ -75,12 +75,12 @@ def expectation_maximization(
       ValueError: no networks, an argument is out of range, or, when traced, the logits differ in shape.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
-    >>> from kdjax import networks, training
+    >>> from kdjax import networks, regimes, training
     >>> member = networks.from_linen(nn.Dense(2))
     >>> data = {'inputs': jnp.array([[2.0], [-2.0], [1.0], [-1.0]]), 'labels': jnp.array([0, 1, -1, -1])}
-    >>> pair = training.expectation_maximization([member, member], precision=0.1)
+    >>> pair = regimes.expectation_maximization([member, member], precision=0.1)
     >>> state = pair.init([member.init(jax.random.key(i), data['inputs']) for i in range(2)])
-    >>> state, bounds = training.until_convergence(pair, state, data, tolerance=1e-4)
+    >>> state, bounds = regimes.until_convergence(pair, state, data, tolerance=1e-4)
     >>> bool((jnp.diff(bounds) >= -1e-5).all())
     True
 

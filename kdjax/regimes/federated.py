@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
 from kdjax.batches import Batch
-from kdjax.training.step import Problem
+from kdjax.problems import Problem
 
 
 def client_mesh(clients: int) -> Mesh:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax.training.step import TrainState
+from kdjax.problems import TrainState
 
 
 class AverageState(NamedTuple):
@@ -84,5 +84,5 @@ def averaged_variables(state: TrainState) -> dict[str, Any]:
     leaves = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, AverageState))
     found = [leaf for leaf in leaves if isinstance(leaf, AverageState)]
     if not found:
-        raise ValueError('averaged_variables: the optimizer keeps no averages; wrap it in training.average_parameters')
+        raise ValueError('averaged_variables: the optimizer keeps no averages; wrap it in optimizers.average_parameters')
     return {**state.variables, 'params': found[0].average}

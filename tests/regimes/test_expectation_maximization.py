@@ -8,7 +8,7 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 from toy_problem import SILENT
 
-from kdjax import models, networks, training
+from kdjax import models, networks, regimes
 
 EXAMPLES, LABELLED, PRECISION = 120, 12, 0.01
 
@@ -21,7 +21,7 @@ def pair():
     inputs = np.float32(centers[labels] + 0.8 * rng.normal(size=(EXAMPLES, 2)))
     data = {'inputs': inputs, 'labels': np.where(np.arange(EXAMPLES) < LABELLED, labels, -1).astype(np.int32)}
     members = (networks.from_linen(models.MLP((8,), 3)), networks.from_linen(nn.Dense(3)))
-    problem = training.expectation_maximization(members, iterations=5, precision=PRECISION)
+    problem = regimes.expectation_maximization(members, iterations=5, precision=PRECISION)
     variables = [member.init(jax.random.key(i), inputs) for i, member in enumerate(members)]
     return problem, problem.init(variables), data, labels, members
 
@@ -43,7 +43,7 @@ def log_posterior(members, state, data):
 
 def test_neither_half_of_a_step_lowers_the_bound(pair):
     problem, state, data, _, _ = pair
-    _, bounds = training.until_convergence(problem, state, data, tolerance=1e-4, limit=40)
+    _, bounds = regimes.until_convergence(problem, state, data, tolerance=1e-4, limit=40)
     bounds = np.asarray(bounds)
     assert 6 < len(bounds) < 80  # it converged, and not at once
     assert np.diff(bounds).min() > -2e-6
@@ -81,8 +81,8 @@ def test_unlabelled_inputs_help_both_networks_and_hidden_labels_are_not_read(pai
     problem, state, data, labels, members = pair
     # All labels hidden but the first ones', which are learned alone at first; so the shapes, and the program, stay the same.
     few = {name: array[np.arange(EXAMPLES) % LABELLED] for name, array in data.items()}
-    learned, _ = training.until_convergence(problem, state, few, limit=5)
-    ended, _ = training.until_convergence(problem, learned, data, limit=5)
+    learned, _ = regimes.until_convergence(problem, state, few, limit=5)
+    ended, _ = regimes.until_convergence(problem, learned, data, limit=5)
     for member, before, after in zip(members, learned.variables, ended.variables, strict=True):
         accuracies = [
             np.mean(np.asarray(member.apply(variables, data['inputs'])[0].logits).argmax(-1) == labels)
@@ -91,7 +91,7 @@ def test_unlabelled_inputs_help_both_networks_and_hidden_labels_are_not_read(pai
         assert accuracies[1] > 0.9
         assert accuracies[1] >= accuracies[0]
     hidden = {**data, 'labels': np.where(data['labels'] < 0, -7, data['labels'])}
-    again, _ = training.until_convergence(problem, learned, hidden, limit=5)
+    again, _ = regimes.until_convergence(problem, learned, hidden, limit=5)
     jax.tree.map(np.testing.assert_array_equal, ended, again)
 
 
@@ -105,15 +105,15 @@ def test_without_labels_it_is_as_with_none_known(pair):
 def test_bad_arguments_are_refused(pair):
     problem, state, data, _, members = pair
     with pytest.raises(ValueError, match='at least one network'):
-        training.expectation_maximization([])
+        regimes.expectation_maximization([])
     with pytest.raises(ValueError, match='got 0, 0'):
-        training.expectation_maximization(members, iterations=0)
+        regimes.expectation_maximization(members, iterations=0)
     with pytest.raises(ValueError, match='got 10, -1'):
-        training.expectation_maximization(members, precision=-1)
+        regimes.expectation_maximization(members, precision=-1)
     with pytest.raises(ValueError, match='2 networks need as many variables, got 1'):
         problem.init(state.variables[:1])
     with pytest.raises(ValueError, match='tolerance must be positive'):
-        training.until_convergence(problem, state, data, tolerance=0.0)
-    other = training.expectation_maximization([networks.from_linen(nn.Dense(3)), SILENT])
+        regimes.until_convergence(problem, state, data, tolerance=0.0)
+    other = regimes.expectation_maximization([networks.from_linen(nn.Dense(3)), SILENT])
     with pytest.raises(ValueError, match='logits of one shape'):
         other.step(other.init([state.variables[1], {'params': {}}]), {'inputs': jnp.ones((2, 2))})

@@ -7,7 +7,7 @@ import optax
 import pytest
 import toy_problem
 
-from kdjax import networks, objectives, pruning, training
+from kdjax import networks, objectives, optimizers, pruning, training
 from kdjax.metrics import Average
 
 
@@ -23,14 +23,14 @@ def trained(optimizer, steps=6):
 
 def test_the_average_is_that_of_the_formula_and_training_goes_on_as_before():
     decay = 0.7
-    problem, state, seen = trained(training.average_parameters(optax.adam(1e-2), decay))
+    problem, state, seen = trained(optimizers.average_parameters(optax.adam(1e-2), decay))
     _, plain, _ = trained(optax.adam(1e-2))
     jax.tree.map(np.testing.assert_array_equal, state.params, plain.params)
     average = jax.tree.map(np.float64, jax.device_get(problem.start().params))
     for t, params in enumerate(seen, start=1):
         d = min(decay, (1 + t) / (10 + t))
         average = jax.tree.map(lambda a, p, d=d: d * a + (1 - d) * p, average, params)
-    got = training.averaged_variables(state)
+    got = optimizers.averaged_variables(state)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), got['params'], average)
     assert got['batch_stats'] is state.variables['batch_stats']
     assert not np.allclose(got['params']['head']['kernel'], state.params['head']['kernel'], atol=1e-4)
@@ -38,10 +38,10 @@ def test_the_average_is_that_of_the_formula_and_training_goes_on_as_before():
 
 def test_it_is_found_inside_a_chain_and_around_pruning():
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), training.average_parameters(pruning.prune(optax.sgd(0.1), 0.5), 0.0)
+        optax.clip_by_global_norm(1.0), optimizers.average_parameters(pruning.prune(optax.sgd(0.1), 0.5), 0.0)
     )
     _, state, _ = trained(optimizer)
-    average = training.averaged_variables(state)['params']
+    average = optimizers.averaged_variables(state)['params']
     # Without memory the average is the pruned network itself.
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), average, state.params)
     assert np.mean(np.asarray(average['head']['kernel']) == 0) > 0
@@ -49,10 +49,10 @@ def test_it_is_found_inside_a_chain_and_around_pruning():
 
 def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match='decay must be from 0 to below 1, got 1'):
-        training.average_parameters(optax.sgd(0.1), 1)
+        optimizers.average_parameters(optax.sgd(0.1), 1)
     with pytest.raises(ValueError, match=r'keeps no averages; wrap it in training\.average_parameters'):
-        training.averaged_variables(toy_problem.make().start())
-    optimizer = training.average_parameters(optax.sgd(0.1))
+        optimizers.averaged_variables(toy_problem.make().start())
+    optimizer = optimizers.average_parameters(optax.sgd(0.1))
     params = {'w': jnp.ones(2)}
     with pytest.raises(ValueError, match='update needs the parameters'):
         optimizer.update(params, optimizer.init(params))
@@ -81,7 +81,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch():
 
 
 def test_fit_validates_and_keeps_the_averages():
-    problem = toy_problem.make(optimizer=training.average_parameters(optax.adam(1e-2), 0.9))
+    problem = toy_problem.make(optimizer=optimizers.average_parameters(optax.adam(1e-2), 0.9))
     seen = []
 
     def validate(variables):
@@ -96,9 +96,9 @@ def test_fit_validates_and_keeps_the_averages():
         batch_size=24,
         epochs=2,
         validate=validate,
-        variables_of=training.averaged_variables,
+        variables_of=optimizers.averaged_variables,
     )
-    average = training.averaged_variables(fitted.state)['params']
+    average = optimizers.averaged_variables(fitted.state)['params']
     for each in (seen[-1], fitted.best_variables['params']):
         jax.tree.map(np.testing.assert_array_equal, each, average)
     assert not np.array_equal(average['head']['kernel'], fitted.state.params['head']['kernel'])

@@ -8,11 +8,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from kdjax import data, networks, objectives, training
+from kdjax import data, networks, objectives, regimes, training
 
 NETWORK = networks.from_linen(nn.Dense(3))
 PROBLEM = training.distillation(NETWORK, None, objectives.hard_labels(), optax.sgd(0.1))
-UPDATE = training.client_updates(PROBLEM, steps=3, batch_size=4)
+UPDATE = regimes.client_updates(PROBLEM, steps=3, batch_size=4)
 CLIENTS = 8
 
 
@@ -57,7 +57,7 @@ def test_what_a_client_returns_depends_on_no_other_shard():
 
 
 def test_shards_stay_on_their_devices_and_only_variables_leave():
-    mesh = training.client_mesh(CLIENTS)
+    mesh = regimes.client_mesh(CLIENTS)
     assert mesh.size == 8
     split, everywhere = (NamedSharding(mesh, spec) for spec in (PartitionSpec('clients'), PartitionSpec()))
     shards = jax.device_put(shards_of(), split)
@@ -74,25 +74,25 @@ def test_shards_stay_on_their_devices_and_only_variables_leave():
 
 @pytest.mark.parametrize('clients,devices', [(10, 2), (3, 1), (8, 8)])
 def test_clients_share_as_many_devices_as_divide_them(clients, devices):
-    assert training.client_mesh(clients).size == devices
+    assert regimes.client_mesh(clients).size == devices
 
 
 def test_the_average_weighs_by_examples():
     rng = np.random.default_rng(0)
     variables = {'a': rng.normal(size=(4, 3, 2)).astype(np.float32), 'b': rng.normal(size=4).astype(np.float32)}
     examples = np.array([1, 50, 7, 100])
-    averaged = training.average_clients(variables, examples)
+    averaged = regimes.average_clients(variables, examples)
     for name, array in variables.items():
         expected = np.average(array.astype(np.float64), axis=0, weights=examples)
         np.testing.assert_allclose(averaged[name], expected, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match=r'average_clients: examples \(3,\) do not fit variables with leading axes \[\(4,\)\]'):
-        training.average_clients(variables, examples[:3])
+        regimes.average_clients(variables, examples[:3])
 
 
 @pytest.mark.parametrize('settings', [{'steps': 0, 'batch_size': 1}, {'steps': 1, 'batch_size': 0}])
 def test_updates_without_steps_or_examples_are_refused(settings):
     with pytest.raises(ValueError, match='client_updates: steps and batch_size must be at least 1'):
-        training.client_updates(PROBLEM, **settings)
+        regimes.client_updates(PROBLEM, **settings)
 
 
 @pytest.mark.parametrize('concentration', [0.01, 1.0, 1e6])

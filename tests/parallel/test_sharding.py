@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax import metrics, networks, objectives, pruning, training
+from kdjax import metrics, networks, objectives, parallel, pruning, training
 
 BATCH = 32
 RNG = np.random.default_rng(0)
@@ -90,12 +90,12 @@ def parts(leaf):
 
 @pytest.mark.parametrize('fsdp, data', [(1, 8), (2, 4), (4, 2), (8, 1)])
 def test_equals_one_device_in_every_array_and_keeps_its_layout(problem, teacher_variables, alone, fsdp, data):
-    mesh = training.data_parallel(fsdp=fsdp)
+    mesh = parallel.data_parallel(fsdp=fsdp)
     assert dict(mesh.shape) == {'data': data, 'fsdp': fsdp}
-    start = training.shard(mesh, problem.init(jax.random.key(0), batch_at(0)))
+    start = parallel.shard(mesh, problem.init(jax.random.key(0), batch_at(0)))
     before = jax.tree.map(lambda leaf: leaf.sharding, start)
     state, losses = run(
-        training.distribute(mesh, problem), teacher_variables, 4, lambda tree: training.shard(mesh, tree), start
+        parallel.distribute(mesh, problem), teacher_variables, 4, lambda tree: parallel.shard(mesh, tree), start
     )
     chex.assert_trees_all_close(host(alone[0]), host(state), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(losses, alone[1], rtol=1e-5)
@@ -108,17 +108,17 @@ def test_equals_one_device_in_every_array_and_keeps_its_layout(problem, teacher_
 
 
 def test_the_teacher_is_split_too(teacher_variables):
-    placed = training.shard(training.data_parallel(fsdp=8), teacher_variables)
+    placed = parallel.shard(parallel.data_parallel(fsdp=8), teacher_variables)
     assert placed['params']['hidden']['kernel'].addressable_shards[0].data.shape == (128, 64)
     assert parts(placed['params']['head']['kernel']) == 1
 
 
 def test_compiles_once(teacher_variables, caplog):
-    mesh = training.data_parallel(fsdp=8)
-    counted = training.distribute(mesh, make_problem())
+    mesh = parallel.data_parallel(fsdp=8)
+    counted = parallel.distribute(mesh, make_problem())
     start = counted.init(jax.random.key(0), batch_at(0))
     with jax.log_compiles():
-        run(counted, teacher_variables, 4, lambda tree: training.shard(mesh, tree), start)
+        run(counted, teacher_variables, 4, lambda tree: parallel.shard(mesh, tree), start)
     assert sum(record.getMessage().startswith('Compiling jit(step)') for record in caplog.records) == 1
 
 
@@ -128,11 +128,11 @@ def test_epochs_on_a_mesh_equal_one_device(problem, teacher_variables, caplog):
         epoch = training.in_memory_epoch(problem, batch_size=BATCH, mesh=where, steps_per_dispatch=2)
         state, teacher = problem.init(jax.random.key(0), batch_at(0)), teacher_variables
         if where is not None:
-            state, teacher = training.shard(mesh, (state, teacher))
+            state, teacher = parallel.shard(mesh, (state, teacher))
         caplog.clear()
         with jax.log_compiles():
             for _ in range(2):
-                state, _ = epoch(state, teacher, DATA if where is None else training.replicate(mesh, DATA))
+                state, _ = epoch(state, teacher, DATA if where is None else parallel.replicate(mesh, DATA))
         assert sum(record.getMessage().startswith('Compiling jit(dispatch)') for record in caplog.records) == 1
         ends.append(state)
     chex.assert_trees_all_close(*map(host, ends), rtol=1e-5, atol=1e-5)
@@ -140,21 +140,21 @@ def test_epochs_on_a_mesh_equal_one_device(problem, teacher_variables, caplog):
 
 
 def test_saved_on_one_mesh_and_restored_on_another(problem, teacher_variables, alone, tmp_path):
-    eight, four = training.data_parallel(fsdp=8), training.data_parallel(jax.devices()[:4], fsdp=2)
-    state, _ = run(training.distribute(eight, problem), teacher_variables, 2, lambda tree: training.shard(eight, tree))
+    eight, four = parallel.data_parallel(fsdp=8), parallel.data_parallel(jax.devices()[:4], fsdp=2)
+    state, _ = run(parallel.distribute(eight, problem), teacher_variables, 2, lambda tree: parallel.shard(eight, tree))
     with training.checkpoint_manager(tmp_path) as manager:
         training.save(manager, 1, state)
         manager.wait_until_finished()
-        like = training.shard(four, problem.init(jax.random.key(5), batch_at(0)))
+        like = parallel.shard(four, problem.init(jax.random.key(5), batch_at(0)))
         _, restored = training.restore_newest(manager, like)
     chex.assert_trees_all_equal(host(state), host(restored))
     assert restored.params['hidden']['kernel'].sharding == like.params['hidden']['kernel'].sharding
-    moved, _ = run(training.distribute(four, problem), teacher_variables, 2, lambda tree: training.shard(four, tree), restored)
+    moved, _ = run(parallel.distribute(four, problem), teacher_variables, 2, lambda tree: parallel.shard(four, tree), restored)
     chex.assert_trees_all_close(host(alone[0]), host(moved), rtol=1e-5, atol=1e-5)
 
 
 def test_evaluation_splits_its_batches_and_counts_every_example_once(problem, teacher_variables):
-    mesh = training.data_parallel(fsdp=8)
+    mesh = parallel.data_parallel(fsdp=8)
     examples = {name: array[:53] for name, array in DATA.items()}
     student_variables = STUDENT.init(jax.random.key(3), DATA['inputs'][:1])
     expected, measured = (
@@ -163,17 +163,17 @@ def test_evaluation_splits_its_batches_and_counts_every_example_once(problem, te
                 place(student_variables), examples, place(teacher_variables)
             )
         )
-        for place in (lambda tree: tree, lambda tree: training.shard(mesh, tree))
+        for place in (lambda tree: tree, lambda tree: parallel.shard(mesh, tree))
     )
     for name, value in expected.items():
         np.testing.assert_allclose(measured[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_layout_comes_from_shapes_alone(problem):
-    mesh = training.data_parallel(fsdp=8)
+    mesh = parallel.data_parallel(fsdp=8)
     shapes = jax.eval_shape(problem.init, jax.random.key(0), batch_at(0))
-    placed = training.shard(mesh, problem.init(jax.random.key(0), batch_at(0)))
-    assert training.shardings(mesh, shapes) == jax.tree.map(lambda leaf: leaf.sharding, placed)
+    placed = parallel.shard(mesh, problem.init(jax.random.key(0), batch_at(0)))
+    assert parallel.shardings(mesh, shapes) == jax.tree.map(lambda leaf: leaf.sharding, placed)
 
 
 @pytest.mark.parametrize(
@@ -188,42 +188,42 @@ def test_layout_comes_from_shapes_alone(problem):
     ],
 )
 def test_the_longest_axis_that_divides_is_split(shape, spec):
-    mesh = training.data_parallel(fsdp=8)
-    assert training.shardings(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == PartitionSpec(*spec)
+    mesh = parallel.data_parallel(fsdp=8)
+    assert parallel.shardings(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == PartitionSpec(*spec)
 
 
 def test_a_mesh_with_data_alone_still_serves():
     mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
-    assert training.shard_batch(mesh, batch_at(0))['inputs'].addressable_shards[0].data.shape == (BATCH // 8, 4, 4, 16)
-    assert training.shard(mesh, jnp.ones((256, 256))).is_fully_replicated
+    assert parallel.shard_batch(mesh, batch_at(0))['inputs'].addressable_shards[0].data.shape == (BATCH // 8, 4, 4, 16)
+    assert parallel.shard(mesh, jnp.ones((256, 256))).is_fully_replicated
 
 
 def test_a_host_alone_has_the_whole_batch():
-    mesh = training.data_parallel(fsdp=2)
-    one, other = training.shard_batch(mesh, batch_at(0)), training.batch_from_hosts(mesh, batch_at(0))
+    mesh = parallel.data_parallel(fsdp=2)
+    one, other = parallel.shard_batch(mesh, batch_at(0)), parallel.batch_from_hosts(mesh, batch_at(0))
     chex.assert_trees_all_equal(one, other)
     assert one['inputs'].sharding == other['inputs'].sharding
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices'):
-        training.batch_from_hosts(mesh, {'inputs': np.ones((12, 2), np.float32)})
+        parallel.batch_from_hosts(mesh, {'inputs': np.ones((12, 2), np.float32)})
 
 
 def test_fsdp_must_divide_the_devices():
     with pytest.raises(ValueError, match='fsdp must divide the 8 devices, got 3'):
-        training.data_parallel(fsdp=3)
+        parallel.data_parallel(fsdp=3)
     with pytest.raises(ValueError, match='a batch of 12 does not divide over 8 devices: use 8 or 16'):
-        training.shard_batch(training.data_parallel(fsdp=4), {'inputs': jnp.ones((12, 2))})
+        parallel.shard_batch(parallel.data_parallel(fsdp=4), {'inputs': jnp.ones((12, 2))})
 
 
 def test_a_mesh_with_explicit_axes_serves_as_one_with_auto_axes(problem, teacher_variables, alone):
     """It is what `jax.make_mesh` makes by default. A batch may be on it already."""
     mesh = jax.make_mesh((8,), ('data',))
     assert mesh.axis_types == (AxisType.Explicit,)
-    assert training.batch_sharding(mesh).mesh.axis_types == (AxisType.Auto,)
+    assert parallel.batch_sharding(mesh).mesh.axis_types == (AxisType.Auto,)
 
     def place(tree):
-        return training.shard(mesh, tree)
+        return parallel.shard(mesh, tree)
 
-    distributed = training.distribute(mesh, problem)
+    distributed = parallel.distribute(mesh, problem)
     first = jax.device_put(batch_at(0), NamedSharding(mesh, PartitionSpec('data')))
     state, measured = distributed.step(place(problem.init(jax.random.key(0), batch_at(0))), place(teacher_variables), first)
     np.testing.assert_allclose(metrics.compute(measured)['loss'], alone[1][0], rtol=1e-5)

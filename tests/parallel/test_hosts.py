@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import training
-from kdjax.training import hosts
+from kdjax import parallel
+from kdjax.parallel import hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -53,7 +53,7 @@ def test_two_hosts_train_as_one_and_keep_one_checkpoint_and_one_log(tmp_path):
     one.mkdir()
     two.mkdir()
     two_processes(ROOT / 'tests' / 'hosts_worker.py', two, timeout=180)
-    expected = hosts_worker.run(one, training.data_parallel(fsdp=8))
+    expected = hosts_worker.run(one, parallel.data_parallel(fsdp=8))
     results = [json.loads((two / f'result{number}.json').read_text()) for number in range(2)]
     assert results[0] == results[1], 'all hosts see the same numbers'
     assert (results[0]['devices'], results[0]['resumed_from'], results[0]['share']) == ([4, 8], 4, 1 / 8)
@@ -68,7 +68,7 @@ def test_two_hosts_train_as_one_and_keep_one_checkpoint_and_one_log(tmp_path):
         for name in line.keys() - {'run'}:
             np.testing.assert_allclose(other[name], line[name], rtol=1e-6, err_msg=name)
     # One process with another mesh takes up what the two have written.
-    restored = hosts_worker.run(two, training.data_parallel(fsdp=4), calls=(2,))
+    restored = hosts_worker.run(two, parallel.data_parallel(fsdp=4), calls=(2,))
     assert (restored['resumed_from'], restored['share']) == (8, 1 / 4)
     assert restored['kernel'] == results[0]['kernel']
 
@@ -99,13 +99,13 @@ def joined(monkeypatch):
 
 
 def test_a_process_alone_joins_nobody(joined, monkeypatch):
-    training.initialize_distributed()
+    parallel.initialize_distributed()
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '1')
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
-    training.initialize_distributed()
+    parallel.initialize_distributed()
     for name, value in zip(VARIABLES, ('host:1234', '1', '0'), strict=True):
         monkeypatch.setenv(name, value)
-    training.initialize_distributed()
+    parallel.initialize_distributed()
     assert joined == []
 
 
@@ -120,7 +120,7 @@ def test_a_process_alone_joins_nobody(joined, monkeypatch):
 )
 def test_launchers_are_left_to_jax(joined, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    training.initialize_distributed()
+    parallel.initialize_distributed()
     assert joined == [()]
 
 
@@ -128,18 +128,18 @@ def test_variables_of_the_user_come_first(joined, monkeypatch):
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '16')
     for name, value in zip(VARIABLES, ('host:1234', '4', '3'), strict=True):
         monkeypatch.setenv(name, value)
-    training.initialize_distributed()
+    parallel.initialize_distributed()
     assert joined == [('host:1234', 4, 3)]
 
 
 def test_half_a_description_is_refused(joined, monkeypatch):
     monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
     with pytest.raises(ValueError, match='JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is missing'):
-        training.initialize_distributed()
+        parallel.initialize_distributed()
     for name, value in zip(VARIABLES, ('host:1234', 'two', '0'), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="must be numbers, got 'two' and '0'"):
-        training.initialize_distributed()
+        parallel.initialize_distributed()
 
 
 def test_a_launcher_that_jax_does_not_know_is_named(joined, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_launcher_that_jax_does_not_know_is_named(joined, monkeypatch):
     monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
     monkeypatch.setattr(jax.distributed, 'initialize', fail)
     with pytest.raises(ValueError, match=r'coordinator_address should be defined.*: set JAX_COORDINATOR_ADDRESS'):
-        training.initialize_distributed()
+        parallel.initialize_distributed()
 
 
 def test_one_host_writes_at_once():
