@@ -9,9 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdjax import batches as batches
     from kdjax import data as data
     from kdjax import export as export
+    from kdjax import jaxprs as jaxprs
     from kdjax import losses as losses
+    from kdjax import meshes as meshes
     from kdjax import metrics as metrics
     from kdjax import models as models
     from kdjax import networks as networks
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from kdjax import optimizers as optimizers
     from kdjax import parallel as parallel
     from kdjax import paths as paths
+    from kdjax import problems as problems
     from kdjax import pruning as pruning
     from kdjax import quantization as quantization
     from kdjax import regimes as regimes
@@ -27,19 +31,23 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 
 _PACKAGES = (
+    'batches',
     'data',
     'export',
+    'jaxprs',
     'losses',
+    'meshes',
     'metrics',
     'models',
     'networks',
     'objectives',
-    'parallel',
     'optimizers',
-    'regimes',
+    'parallel',
     'paths',
+    'problems',
     'pruning',
     'quantization',
+    'regimes',
     'training',
 )
 

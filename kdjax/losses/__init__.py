@@ -43,61 +43,80 @@ The student alone, or several domains:
 The lifted forms in `kdjax.objectives` bring what has to be trained or remembered: connectors, variances, margins, banks.
 """
 
-from kdjax.losses.contrastive import ClassIndex as ClassIndex
-from kdjax.losses.contrastive import class_index as class_index
-from kdjax.losses.contrastive import crd as crd
-from kdjax.losses.contrastive import crd_negatives as crd_negatives
-from kdjax.losses.contrastive import crd_normalizer as crd_normalizer
-from kdjax.losses.contrastive import crd_update_memory as crd_update_memory
-from kdjax.losses.contrastive import info_nce as info_nce
-from kdjax.losses.derivatives import jacobian as jacobian
-from kdjax.losses.derivatives import loss_gradient_attention as loss_gradient_attention
-from kdjax.losses.divergences import jensen_shannon as jensen_shannon
-from kdjax.losses.divergences import reverse_kl as reverse_kl
-from kdjax.losses.divergences import skewed_kl as skewed_kl
-from kdjax.losses.domain import domain_confusion as domain_confusion
-from kdjax.losses.domain import domain_discrimination as domain_discrimination
-from kdjax.losses.domain import gradient_reversal as gradient_reversal
-from kdjax.losses.domain import reversal_schedule as reversal_schedule
-from kdjax.losses.features import attention_transfer as attention_transfer
-from kdjax.losses.features import channel_wise as channel_wise
-from kdjax.losses.features import hierarchical_context as hierarchical_context
-from kdjax.losses.features import hint as hint
-from kdjax.losses.features import masked_generation as masked_generation
-from kdjax.losses.graphs import instance_graph as instance_graph
-from kdjax.losses.labelled import decoupled_kd as decoupled_kd
-from kdjax.losses.labelled import normalized_kd as normalized_kd
-from kdjax.losses.labelled import weighted_soft_labels as weighted_soft_labels
-from kdjax.losses.linear import linear_soft_targets as linear_soft_targets
-from kdjax.losses.logits import dist as dist
-from kdjax.losses.logits import hard_targets as hard_targets
-from kdjax.losses.logits import logit_mse as logit_mse
-from kdjax.losses.logits import soft_targets as soft_targets
-from kdjax.losses.logits import standardize_logits as standardize_logits
-from kdjax.losses.regressions import activation_boundary as activation_boundary
-from kdjax.losses.regressions import factor_transfer as factor_transfer
-from kdjax.losses.regressions import overhaul as overhaul
-from kdjax.losses.regressions import overhaul_margin as overhaul_margin
-from kdjax.losses.regressions import vid as vid
-from kdjax.losses.relations import correlation_congruence as correlation_congruence
-from kdjax.losses.relations import pkt as pkt
-from kdjax.losses.relations import rkd_angle as rkd_angle
-from kdjax.losses.relations import rkd_distance as rkd_distance
-from kdjax.losses.relations import similarity_preserving as similarity_preserving
-from kdjax.losses.statistics import fsp as fsp
-from kdjax.losses.statistics import nst as nst
-from kdjax.losses.statistics import singular_vectors as singular_vectors
-from kdjax.losses.targets import binary_labels as binary_labels
-from kdjax.losses.targets import binary_soft_targets as binary_soft_targets
-from kdjax.losses.targets import bounded_regression as bounded_regression
-from kdjax.losses.targets import regression as regression
-from kdjax.losses.transformers import attention_maps as attention_maps
-from kdjax.losses.transformers import hidden_cosine as hidden_cosine
-from kdjax.losses.transformers import value_relations as value_relations
-from kdjax.losses.unsupervised import activation_size as activation_size
-from kdjax.losses.unsupervised import attention_distillation as attention_distillation
-from kdjax.losses.unsupervised import diversity as diversity
-from kdjax.losses.unsupervised import reconstruction as reconstruction
-from kdjax.losses.vocabularies import subset_soft_targets as subset_soft_targets
-from kdjax.losses.vocabularies import top_k_logits as top_k_logits
-from kdjax.losses.vocabularies import top_k_soft_targets as top_k_soft_targets
+from kdjax.losses._contrastive import ClassIndex, class_index, crd, crd_negatives, crd_normalizer, crd_update_memory, info_nce
+from kdjax.losses._derivatives import jacobian, loss_gradient_attention
+from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl
+from kdjax.losses._domain import domain_confusion, domain_discrimination, gradient_reversal, reversal_schedule
+from kdjax.losses._features import attention_transfer, channel_wise, hierarchical_context, hint, masked_generation
+from kdjax.losses._graphs import instance_graph
+from kdjax.losses._labelled import decoupled_kd, normalized_kd, weighted_soft_labels
+from kdjax.losses._linear import linear_soft_targets
+from kdjax.losses._logits import dist, hard_targets, logit_mse, soft_targets, standardize_logits
+from kdjax.losses._regressions import activation_boundary, factor_transfer, overhaul, overhaul_margin, vid
+from kdjax.losses._relations import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
+from kdjax.losses._statistics import fsp, nst, singular_vectors
+from kdjax.losses._targets import binary_labels, binary_soft_targets, bounded_regression, regression
+from kdjax.losses._transformers import attention_maps, hidden_cosine, value_relations
+from kdjax.losses._unsupervised import activation_size, attention_distillation, diversity, reconstruction
+from kdjax.losses._vocabularies import subset_soft_targets, top_k_logits, top_k_soft_targets
+
+__all__ = [
+    'ClassIndex',
+    'activation_boundary',
+    'activation_size',
+    'attention_distillation',
+    'attention_maps',
+    'attention_transfer',
+    'binary_labels',
+    'binary_soft_targets',
+    'bounded_regression',
+    'channel_wise',
+    'class_index',
+    'correlation_congruence',
+    'crd',
+    'crd_negatives',
+    'crd_normalizer',
+    'crd_update_memory',
+    'decoupled_kd',
+    'dist',
+    'diversity',
+    'domain_confusion',
+    'domain_discrimination',
+    'factor_transfer',
+    'fsp',
+    'gradient_reversal',
+    'hard_targets',
+    'hidden_cosine',
+    'hierarchical_context',
+    'hint',
+    'info_nce',
+    'instance_graph',
+    'jacobian',
+    'jensen_shannon',
+    'linear_soft_targets',
+    'logit_mse',
+    'loss_gradient_attention',
+    'masked_generation',
+    'normalized_kd',
+    'nst',
+    'overhaul',
+    'overhaul_margin',
+    'pkt',
+    'reconstruction',
+    'regression',
+    'reversal_schedule',
+    'reverse_kl',
+    'rkd_angle',
+    'rkd_distance',
+    'similarity_preserving',
+    'singular_vectors',
+    'skewed_kl',
+    'soft_targets',
+    'standardize_logits',
+    'subset_soft_targets',
+    'top_k_logits',
+    'top_k_soft_targets',
+    'value_relations',
+    'vid',
+    'weighted_soft_labels',
+]

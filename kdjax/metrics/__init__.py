@@ -9,26 +9,44 @@ Classes: `accuracy`, `top_k_accuracy`, `nll`, `perplexity`, `calibration_error`,
 Numbers: `squared_error`, `absolute_error`.
 """
 
-from kdjax.metrics.averages import Average as Average
-from kdjax.metrics.averages import Sums as Sums
-from kdjax.metrics.averages import add as add
-from kdjax.metrics.averages import compute as compute
-from kdjax.metrics.averages import divide as divide
-from kdjax.metrics.averages import mean as mean
-from kdjax.metrics.classification import CalibrationError as CalibrationError
-from kdjax.metrics.classification import Metric as Metric
-from kdjax.metrics.classification import Perplexity as Perplexity
-from kdjax.metrics.classification import accuracy as accuracy
-from kdjax.metrics.classification import agreement as agreement
-from kdjax.metrics.classification import calibration_error as calibration_error
-from kdjax.metrics.classification import nll as nll
-from kdjax.metrics.classification import perplexity as perplexity
-from kdjax.metrics.classification import top_k_accuracy as top_k_accuracy
-from kdjax.metrics.confusion import ConfusionMatrix as ConfusionMatrix
-from kdjax.metrics.confusion import IntersectionOverUnion as IntersectionOverUnion
-from kdjax.metrics.confusion import confusion_matrix as confusion_matrix
-from kdjax.metrics.confusion import intersection_over_union as intersection_over_union
-from kdjax.metrics.multilabel import binary_accuracy as binary_accuracy
-from kdjax.metrics.multilabel import label_ranking_average_precision as label_ranking_average_precision
-from kdjax.metrics.regression import absolute_error as absolute_error
-from kdjax.metrics.regression import squared_error as squared_error
+from kdjax.metrics._averages import Average, Sums, add, compute, divide, mean
+from kdjax.metrics._classification import (
+    CalibrationError,
+    Metric,
+    Perplexity,
+    accuracy,
+    agreement,
+    calibration_error,
+    nll,
+    perplexity,
+    top_k_accuracy,
+)
+from kdjax.metrics._confusion import ConfusionMatrix, IntersectionOverUnion, confusion_matrix, intersection_over_union
+from kdjax.metrics._multilabel import binary_accuracy, label_ranking_average_precision
+from kdjax.metrics._regression import absolute_error, squared_error
+
+__all__ = [
+    'Average',
+    'CalibrationError',
+    'ConfusionMatrix',
+    'IntersectionOverUnion',
+    'Metric',
+    'Perplexity',
+    'Sums',
+    'absolute_error',
+    'accuracy',
+    'add',
+    'agreement',
+    'binary_accuracy',
+    'calibration_error',
+    'compute',
+    'confusion_matrix',
+    'divide',
+    'intersection_over_union',
+    'label_ranking_average_precision',
+    'mean',
+    'nll',
+    'perplexity',
+    'squared_error',
+    'top_k_accuracy',
+]

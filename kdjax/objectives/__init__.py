@@ -7,69 +7,122 @@ objective = combine(
 )
 """
 
-from kdjax.batches import Batch as Batch
-from kdjax.objectives.arguments import batch_mean as batch_mean
-from kdjax.objectives.combinators import constraint as constraint
-from kdjax.objectives.combinators import from_recorded_logits as from_recorded_logits
-from kdjax.objectives.combinators import in_stages as in_stages
-from kdjax.objectives.combinators import over_positions as over_positions
-from kdjax.objectives.contrastive import crd as crd
-from kdjax.objectives.contrastive import info_nce as info_nce
-from kdjax.objectives.derivatives import jacobian as jacobian
-from kdjax.objectives.derivatives import loss_gradient_attention as loss_gradient_attention
-from kdjax.objectives.domain import domain_discrimination as domain_discrimination
-from kdjax.objectives.features import activation_boundary as activation_boundary
-from kdjax.objectives.features import attention_transfer as attention_transfer
-from kdjax.objectives.features import channel_wise as channel_wise
-from kdjax.objectives.features import fsp as fsp
-from kdjax.objectives.features import hint as hint
-from kdjax.objectives.features import masked_generation as masked_generation
-from kdjax.objectives.features import nst as nst
-from kdjax.objectives.features import over_layers as over_layers
-from kdjax.objectives.features import singular_vectors as singular_vectors
-from kdjax.objectives.features import uniform_layers as uniform_layers
-from kdjax.objectives.logits import decoupled_kd as decoupled_kd
-from kdjax.objectives.logits import dist as dist
-from kdjax.objectives.logits import hard_labels as hard_labels
-from kdjax.objectives.logits import hard_targets as hard_targets
-from kdjax.objectives.logits import jensen_shannon as jensen_shannon
-from kdjax.objectives.logits import linear_soft_targets as linear_soft_targets
-from kdjax.objectives.logits import logit_mse as logit_mse
-from kdjax.objectives.logits import normalized_kd as normalized_kd
-from kdjax.objectives.logits import reverse_kl as reverse_kl
-from kdjax.objectives.logits import skewed_kl as skewed_kl
-from kdjax.objectives.logits import soft_targets as soft_targets
-from kdjax.objectives.logits import standardize_logits as standardize_logits
-from kdjax.objectives.logits import subset_soft_targets as subset_soft_targets
-from kdjax.objectives.logits import top_k_soft_targets as top_k_soft_targets
-from kdjax.objectives.logits import weighted_soft_labels as weighted_soft_labels
-from kdjax.objectives.members import mutual_learning as mutual_learning
-from kdjax.objectives.members import of_member as of_member
-from kdjax.objectives.mixing import mixed_labels as mixed_labels
-from kdjax.objectives.objective import Objective as Objective
-from kdjax.objectives.objective import Term as Term
-from kdjax.objectives.objective import combine as combine
-from kdjax.objectives.objective import from_function as from_function
-from kdjax.objectives.objective import with_check as with_check
-from kdjax.objectives.objective import with_parameters as with_parameters
-from kdjax.objectives.regressions import factor_transfer as factor_transfer
-from kdjax.objectives.regressions import hierarchical_context as hierarchical_context
-from kdjax.objectives.regressions import overhaul as overhaul
-from kdjax.objectives.regressions import vid as vid
-from kdjax.objectives.relations import correlation_congruence as correlation_congruence
-from kdjax.objectives.relations import instance_graph as instance_graph
-from kdjax.objectives.relations import pkt as pkt
-from kdjax.objectives.relations import rkd_angle as rkd_angle
-from kdjax.objectives.relations import rkd_distance as rkd_distance
-from kdjax.objectives.relations import similarity_preserving as similarity_preserving
-from kdjax.objectives.targets import binary_labels as binary_labels
-from kdjax.objectives.targets import binary_soft_targets as binary_soft_targets
-from kdjax.objectives.targets import bounded_regression as bounded_regression
-from kdjax.objectives.targets import regression as regression
-from kdjax.objectives.tokens import attention_maps as attention_maps
-from kdjax.objectives.tokens import hidden_cosine as hidden_cosine
-from kdjax.objectives.tokens import value_relations as value_relations
-from kdjax.objectives.unsupervised import activation_size as activation_size
-from kdjax.objectives.unsupervised import attention_distillation as attention_distillation
-from kdjax.objectives.unsupervised import diversity as diversity
-from kdjax.objectives.unsupervised import reconstruction as reconstruction
+from kdjax.batches import Batch
+from kdjax.objectives._arguments import batch_mean
+from kdjax.objectives._combinators import constraint, from_recorded_logits, in_stages, over_positions
+from kdjax.objectives._contrastive import crd, info_nce
+from kdjax.objectives._derivatives import jacobian, loss_gradient_attention
+from kdjax.objectives._domain import domain_discrimination
+from kdjax.objectives._features import (
+    activation_boundary,
+    attention_transfer,
+    channel_wise,
+    fsp,
+    hint,
+    masked_generation,
+    nst,
+    over_layers,
+    singular_vectors,
+    uniform_layers,
+)
+from kdjax.objectives._logits import (
+    decoupled_kd,
+    dist,
+    hard_labels,
+    hard_targets,
+    jensen_shannon,
+    linear_soft_targets,
+    logit_mse,
+    normalized_kd,
+    reverse_kl,
+    skewed_kl,
+    soft_targets,
+    standardize_logits,
+    subset_soft_targets,
+    top_k_soft_targets,
+    weighted_soft_labels,
+)
+from kdjax.objectives._members import mutual_learning, of_member
+from kdjax.objectives._mixing import mixed_labels
+from kdjax.objectives._objective import Objective, Term, combine, from_function, with_check, with_parameters
+from kdjax.objectives._regressions import factor_transfer, hierarchical_context, overhaul, vid
+from kdjax.objectives._relations import (
+    correlation_congruence,
+    instance_graph,
+    pkt,
+    rkd_angle,
+    rkd_distance,
+    similarity_preserving,
+)
+from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
+from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
+from kdjax.objectives._unsupervised import activation_size, attention_distillation, diversity, reconstruction
+
+__all__ = [
+    'Batch',
+    'Objective',
+    'Term',
+    'activation_boundary',
+    'activation_size',
+    'attention_distillation',
+    'attention_maps',
+    'attention_transfer',
+    'batch_mean',
+    'binary_labels',
+    'binary_soft_targets',
+    'bounded_regression',
+    'channel_wise',
+    'combine',
+    'constraint',
+    'correlation_congruence',
+    'crd',
+    'decoupled_kd',
+    'dist',
+    'diversity',
+    'domain_discrimination',
+    'factor_transfer',
+    'from_function',
+    'from_recorded_logits',
+    'fsp',
+    'hard_labels',
+    'hard_targets',
+    'hidden_cosine',
+    'hierarchical_context',
+    'hint',
+    'in_stages',
+    'info_nce',
+    'instance_graph',
+    'jacobian',
+    'jensen_shannon',
+    'linear_soft_targets',
+    'logit_mse',
+    'loss_gradient_attention',
+    'masked_generation',
+    'mixed_labels',
+    'mutual_learning',
+    'normalized_kd',
+    'nst',
+    'of_member',
+    'over_layers',
+    'over_positions',
+    'overhaul',
+    'pkt',
+    'reconstruction',
+    'regression',
+    'reverse_kl',
+    'rkd_angle',
+    'rkd_distance',
+    'similarity_preserving',
+    'singular_vectors',
+    'skewed_kl',
+    'soft_targets',
+    'standardize_logits',
+    'subset_soft_targets',
+    'top_k_soft_targets',
+    'uniform_layers',
+    'value_relations',
+    'vid',
+    'weighted_soft_labels',
+    'with_check',
+    'with_parameters',
+]

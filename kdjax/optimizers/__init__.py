@@ -1,10 +1,16 @@
 """Transformations in the sense of optax: averaged parameters, frozen ones, and priors."""
 
-from kdjax.optimizers.averaging import AverageState as AverageState
-from kdjax.optimizers.averaging import average_parameters as average_parameters
-from kdjax.optimizers.averaging import averaged_variables as averaged_variables
-from kdjax.optimizers.freezing import FreezeState as FreezeState
-from kdjax.optimizers.freezing import keep_frozen_state as keep_frozen_state
-from kdjax.optimizers.freezing import train_only as train_only
-from kdjax.optimizers.priors import PriorState as PriorState
-from kdjax.optimizers.priors import gaussian_prior as gaussian_prior
+from kdjax.optimizers._averaging import AverageState, average_parameters, averaged_variables
+from kdjax.optimizers._freezing import FreezeState, keep_frozen_state, train_only
+from kdjax.optimizers._priors import PriorState, gaussian_prior
+
+__all__ = [
+    'AverageState',
+    'FreezeState',
+    'PriorState',
+    'average_parameters',
+    'averaged_variables',
+    'gaussian_prior',
+    'keep_frozen_state',
+    'train_only',
+]

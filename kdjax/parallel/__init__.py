@@ -1,12 +1,27 @@
 """Several devices and hosts: meshes, how arrays are laid out on them, and how processes find each other."""
 
-from kdjax.parallel.hosts import initialize_distributed as initialize_distributed
-from kdjax.parallel.sharding import SMALLEST_SPLIT as SMALLEST_SPLIT
-from kdjax.parallel.sharding import batch_from_hosts as batch_from_hosts
-from kdjax.parallel.sharding import batch_sharding as batch_sharding
-from kdjax.parallel.sharding import data_parallel as data_parallel
-from kdjax.parallel.sharding import distribute as distribute
-from kdjax.parallel.sharding import replicate as replicate
-from kdjax.parallel.sharding import shard as shard
-from kdjax.parallel.sharding import shard_batch as shard_batch
-from kdjax.parallel.sharding import shardings as shardings
+from kdjax.parallel._hosts import initialize_distributed
+from kdjax.parallel._sharding import (
+    SMALLEST_SPLIT,
+    batch_from_hosts,
+    batch_sharding,
+    data_parallel,
+    distribute,
+    replicate,
+    shard,
+    shard_batch,
+    shardings,
+)
+
+__all__ = [
+    'SMALLEST_SPLIT',
+    'batch_from_hosts',
+    'batch_sharding',
+    'data_parallel',
+    'distribute',
+    'initialize_distributed',
+    'replicate',
+    'shard',
+    'shard_batch',
+    'shardings',
+]

@@ -19,33 +19,54 @@ A score per filter prunes whole filters: masks have the scores' shape and broadc
 >>> filters = pruning.prune(optax.adamw(1e-3), sparsity, scores=pruning.filter_norms(), masks=pruning.layer_masks)
 """
 
-from kdjax.pruning.channels import ChannelGroup as ChannelGroup
-from kdjax.pruning.channels import ChannelGroups as ChannelGroups
-from kdjax.pruning.channels import channel_groups as channel_groups
-from kdjax.pruning.channels import remove_channels as remove_channels
-from kdjax.pruning.kernels import product_kernels as product_kernels
-from kdjax.pruning.low_rank import factorize as factorize
-from kdjax.pruning.masks import MaskFunction as MaskFunction
-from kdjax.pruning.masks import Masks as Masks
-from kdjax.pruning.masks import erk_masks as erk_masks
-from kdjax.pruning.masks import global_masks as global_masks
-from kdjax.pruning.masks import layer_masks as layer_masks
-from kdjax.pruning.patterns import block_masks as block_masks
-from kdjax.pruning.patterns import n_m_masks as n_m_masks
-from kdjax.pruning.rewind import RewindState as RewindState
-from kdjax.pruning.rewind import rewinding as rewinding
-from kdjax.pruning.schedules import cubic as cubic
-from kdjax.pruning.schedules import iterative as iterative
-from kdjax.pruning.schedules import one_shot as one_shot
-from kdjax.pruning.scores import ScoreFunction as ScoreFunction
-from kdjax.pruning.scores import Scores as Scores
-from kdjax.pruning.scores import channel_norms as channel_norms
-from kdjax.pruning.scores import filter_norms as filter_norms
-from kdjax.pruning.scores import magnitude as magnitude
-from kdjax.pruning.scores import random_scores as random_scores
-from kdjax.pruning.scores import saliency as saliency
-from kdjax.pruning.scores import slice_norms as slice_norms
-from kdjax.pruning.transformation import PruneState as PruneState
-from kdjax.pruning.transformation import apply_masks as apply_masks
-from kdjax.pruning.transformation import check_outermost as check_outermost
-from kdjax.pruning.transformation import prune as prune
+from kdjax.pruning._channels import ChannelGroup, ChannelGroups, channel_groups, remove_channels
+from kdjax.pruning._kernels import product_kernels
+from kdjax.pruning._low_rank import factorize
+from kdjax.pruning._masks import MaskFunction, Masks, erk_masks, global_masks, layer_masks
+from kdjax.pruning._patterns import block_masks, n_m_masks
+from kdjax.pruning._rewind import RewindState, rewinding
+from kdjax.pruning._schedules import cubic, iterative, one_shot
+from kdjax.pruning._scores import (
+    ScoreFunction,
+    Scores,
+    channel_norms,
+    filter_norms,
+    magnitude,
+    random_scores,
+    saliency,
+    slice_norms,
+)
+from kdjax.pruning._transformation import PruneState, apply_masks, check_outermost, prune
+
+__all__ = [
+    'ChannelGroup',
+    'ChannelGroups',
+    'MaskFunction',
+    'Masks',
+    'PruneState',
+    'RewindState',
+    'ScoreFunction',
+    'Scores',
+    'apply_masks',
+    'block_masks',
+    'channel_groups',
+    'channel_norms',
+    'check_outermost',
+    'cubic',
+    'erk_masks',
+    'factorize',
+    'filter_norms',
+    'global_masks',
+    'iterative',
+    'layer_masks',
+    'magnitude',
+    'n_m_masks',
+    'one_shot',
+    'product_kernels',
+    'prune',
+    'random_scores',
+    'remove_channels',
+    'rewinding',
+    'saliency',
+    'slice_norms',
+]

@@ -1,34 +1,56 @@
 """Quantization: integer arithmetic of arrays, the ranges and scales it needs, and trees of weights as integers."""
 
-from kdjax.quantization.arrays import QuantizedArray as QuantizedArray
-from kdjax.quantization.arrays import dequantize as dequantize
-from kdjax.quantization.arrays import fake_quantize as fake_quantize
-from kdjax.quantization.arrays import integer_range as integer_range
-from kdjax.quantization.arrays import quantize as quantize
-from kdjax.quantization.calibration import Range as Range
-from kdjax.quantization.calibration import absmax_range as absmax_range
-from kdjax.quantization.calibration import average_range as average_range
-from kdjax.quantization.calibration import minmax_range as minmax_range
-from kdjax.quantization.calibration import moving_average_range as moving_average_range
-from kdjax.quantization.calibration import mse_range as mse_range
-from kdjax.quantization.calibration import percentile_range as percentile_range
-from kdjax.quantization.calibration import union_range as union_range
-from kdjax.quantization.folding import fold_batch_norm as fold_batch_norm
-from kdjax.quantization.integers import quantize_network as quantize_network
-from kdjax.quantization.integers import quantize_variables as quantize_variables
-from kdjax.quantization.learned import initial_step as initial_step
-from kdjax.quantization.learned import learned_step as learned_step
-from kdjax.quantization.networks import calibrate as calibrate
-from kdjax.quantization.networks import fake_quantize_network as fake_quantize_network
-from kdjax.quantization.reports import Site as Site
-from kdjax.quantization.reports import report as report
-from kdjax.quantization.reports import table as table
-from kdjax.quantization.rules import Rule as Rule
-from kdjax.quantization.rules import Rules as Rules
-from kdjax.quantization.scales import affine_scale as affine_scale
-from kdjax.quantization.scales import shared_scale as shared_scale
-from kdjax.quantization.scales import symmetric_scale as symmetric_scale
-from kdjax.quantization.scales import symmetric_scale_of_range as symmetric_scale_of_range
-from kdjax.quantization.weights import cast_weights as cast_weights
-from kdjax.quantization.weights import dequantize_weights as dequantize_weights
-from kdjax.quantization.weights import quantize_weights as quantize_weights
+from kdjax.quantization._arrays import QuantizedArray, dequantize, fake_quantize, integer_range, quantize
+from kdjax.quantization._calibration import (
+    Range,
+    absmax_range,
+    average_range,
+    minmax_range,
+    moving_average_range,
+    mse_range,
+    percentile_range,
+    union_range,
+)
+from kdjax.quantization._folding import fold_batch_norm
+from kdjax.quantization._integers import quantize_network, quantize_variables
+from kdjax.quantization._learned import initial_step, learned_step
+from kdjax.quantization._networks import calibrate, fake_quantize_network
+from kdjax.quantization._reports import Site, report, table
+from kdjax.quantization._rules import Rule, Rules
+from kdjax.quantization._scales import affine_scale, shared_scale, symmetric_scale, symmetric_scale_of_range
+from kdjax.quantization._weights import cast_weights, dequantize_weights, quantize_weights
+
+__all__ = [
+    'QuantizedArray',
+    'Range',
+    'Rule',
+    'Rules',
+    'Site',
+    'absmax_range',
+    'affine_scale',
+    'average_range',
+    'calibrate',
+    'cast_weights',
+    'dequantize',
+    'dequantize_weights',
+    'fake_quantize',
+    'fake_quantize_network',
+    'fold_batch_norm',
+    'initial_step',
+    'integer_range',
+    'learned_step',
+    'minmax_range',
+    'moving_average_range',
+    'mse_range',
+    'percentile_range',
+    'quantize',
+    'quantize_network',
+    'quantize_variables',
+    'quantize_weights',
+    'report',
+    'shared_scale',
+    'symmetric_scale',
+    'symmetric_scale_of_range',
+    'table',
+    'union_range',
+]

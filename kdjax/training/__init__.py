@@ -1,32 +1,50 @@
 """Training: one pure step, epochs on the device, evaluation, sharding, checkpoints, and the loop that joins them."""
 
-from kdjax.problems import Problem as Problem
-from kdjax.problems import TrainState as TrainState
-from kdjax.training.augmentation import Views as Views
-from kdjax.training.augmentation import one_view as one_view
-from kdjax.training.biases import best_class_shift as best_class_shift
-from kdjax.training.checkpoints import checkpoint_manager as checkpoint_manager
-from kdjax.training.checkpoints import restore as restore
-from kdjax.training.checkpoints import restore_best as restore_best
-from kdjax.training.checkpoints import restore_newest as restore_newest
-from kdjax.training.checkpoints import save as save
-from kdjax.training.epochs import Epoch as Epoch
-from kdjax.training.epochs import in_memory_epoch as in_memory_epoch
-from kdjax.training.epochs import steps_per_epoch as steps_per_epoch
-from kdjax.training.evaluation import Evaluate as Evaluate
-from kdjax.training.evaluation import evaluator as evaluator
-from kdjax.training.loaders import LoadedBatches as LoadedBatches
-from kdjax.training.loaders import loader_epoch as loader_epoch
-from kdjax.training.loop import Fitted as Fitted
-from kdjax.training.loop import fit as fit
-from kdjax.training.nonfinite import skip_nonfinite as skip_nonfinite
-from kdjax.training.preemption import Preempted as Preempted
-from kdjax.training.reading import NonFiniteLossError as NonFiniteLossError
-from kdjax.training.recording import record_teacher as record_teacher
-from kdjax.training.recording import recorded_teacher as recorded_teacher
-from kdjax.training.step import distillation as distillation
-from kdjax.training.streaming import JoinedSource as JoinedSource
-from kdjax.training.streaming import Source as Source
-from kdjax.training.streaming import streaming_epoch as streaming_epoch
-from kdjax.training.sweeps import sweep as sweep
-from kdjax.training.transformation import transform_batches as transform_batches
+from kdjax.problems import Problem, TrainState
+from kdjax.training._augmentation import Views, one_view
+from kdjax.training._checkpoints import checkpoint_manager, restore, restore_best, restore_newest, save
+from kdjax.training._epochs import Epoch, in_memory_epoch, steps_per_epoch
+from kdjax.training._evaluation import Evaluate, best_class_shift, evaluator
+from kdjax.training._loaders import LoadedBatches, loader_epoch
+from kdjax.training._loop import Fitted, fit
+from kdjax.training._nonfinite import skip_nonfinite
+from kdjax.training._preemption import Preempted
+from kdjax.training._reading import NonFiniteLossError
+from kdjax.training._recording import record_teacher, recorded_teacher
+from kdjax.training._step import distillation
+from kdjax.training._streaming import JoinedSource, Source, streaming_epoch
+from kdjax.training._sweeps import sweep
+from kdjax.training._transformation import transform_batches
+
+__all__ = [
+    'Epoch',
+    'Evaluate',
+    'Fitted',
+    'JoinedSource',
+    'LoadedBatches',
+    'NonFiniteLossError',
+    'Preempted',
+    'Problem',
+    'Source',
+    'TrainState',
+    'Views',
+    'best_class_shift',
+    'checkpoint_manager',
+    'distillation',
+    'evaluator',
+    'fit',
+    'in_memory_epoch',
+    'loader_epoch',
+    'one_view',
+    'record_teacher',
+    'recorded_teacher',
+    'restore',
+    'restore_best',
+    'restore_newest',
+    'save',
+    'skip_nonfinite',
+    'steps_per_epoch',
+    'streaming_epoch',
+    'sweep',
+    'transform_batches',
+]

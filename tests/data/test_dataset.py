@@ -238,11 +238,11 @@ def test_a_prepared_data_set_is_the_same_every_time(prepared: str) -> None:
 
 
 def test_data_sets_of_more_than_one_chunk_keep_every_example(prepared: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import kdjax.data.tfds
+    import kdjax.data._tfds
 
     whole = load('kdjax_tiny', data_dir=prepared)
     for chunk in (1, 7, 15):
-        monkeypatch.setattr(kdjax.data.tfds, '_CHUNK', chunk)
+        monkeypatch.setattr(kdjax.data._tfds, '_CHUNK', chunk)
         again = load('kdjax_tiny', data_dir=prepared)
         assert [rows(split) for split in again[2:]] == [rows(split) for split in whole[2:]]
 
@@ -282,7 +282,7 @@ def find_spec(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     actual = importlib.util.find_spec
     monkeypatch.setattr(
-        'kdjax.data.tfds.importlib.util.find_spec',
+        'kdjax.data._tfds.importlib.util.find_spec',
         lambda name, *rest: answers.get(name) if name in answers else actual(name, *rest),
     )
     return answers

@@ -11,7 +11,7 @@ import pytest
 from model_checks import filled
 
 from kdjax import models, networks
-from kdjax.models.layers import max_pool
+from kdjax.models._layers import max_pool
 
 
 def convolve(convolution: Callable, strides: tuple[int, int], padding: object) -> Callable:

@@ -10,7 +10,7 @@ import pytest
 from model_checks import CIFAR, abstract_variables, filled, number_of_parameters, shapes_of
 
 from kdjax import models, networks, paths
-from kdjax.models.shufflenet import shuffle_channels
+from kdjax.models._shufflenet import shuffle_channels
 
 IMAGENET = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
 FIRST = ((16, 64), (16, 64), (32, 128)), ((32, 128), (48, 192), (48, 192), (64, 256)), ((64, 256),)

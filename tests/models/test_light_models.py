@@ -7,7 +7,7 @@ import pytest
 from model_checks import CIFAR, abstract_variables, filled, number_of_parameters, shapes_of
 
 from kdjax import models, networks, paths
-from kdjax.models.layers import convolution
+from kdjax.models._layers import convolution
 
 CHANNELS = 64, 128, 256, 512, 512
 IMAGENET = (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from kdjax import metrics, networks, objectives, training
 from kdjax.networks import Outputs
-from kdjax.objectives.objective import Objective, Term
+from kdjax.objectives._objective import Objective, Term
 
 NOTHING = Outputs(None)
 STEPS = 8

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdjax import metrics, objectives
 from kdjax.networks import Outputs
-from kdjax.objectives.objective import Objective, Term
+from kdjax.objectives._objective import Objective, Term
 
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 WEIGHTS = st.floats(-10, 10, width=32)

@@ -8,7 +8,7 @@ from objective_checks import features, init_error
 
 from kdjax import objectives
 from kdjax.networks import Outputs
-from kdjax.objectives.positions import feature_counts, pool_positions, positions_average
+from kdjax.objectives._positions import feature_counts, pool_positions, positions_average
 
 RNG = np.random.default_rng(0)
 PIXELS = np.zeros((2, 4, 6), bool)

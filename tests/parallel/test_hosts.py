@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kdjax import parallel
-from kdjax.parallel import hosts
+from kdjax.parallel import _hosts
 
 ROOT = pathlib.Path(__file__).parents[2]
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -154,5 +154,5 @@ def test_a_launcher_that_jax_does_not_know_is_named(joined, monkeypatch):
 
 def test_one_host_writes_at_once():
     written = []
-    hosts.on_first_host(lambda: written.append(1), 'test')
+    _hosts.on_first_host(lambda: written.append(1), 'test')
     assert written == [1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import pruning
-from kdjax.pruning.masks import keep_largest
+from kdjax.pruning._masks import keep_largest
 
 SHAPES = {'a': (2, 3), 'b': (5,), 'c': (1, 2, 2), 'd': ()}
 SIZE = 16

@@ -18,7 +18,7 @@ from kdjax.quantization import (
     quantize,
     symmetric_scale,
 )
-from kdjax.quantization.arrays import fake_quantize
+from kdjax.quantization._arrays import fake_quantize
 
 checked = settings(derandomize=True, deadline=None, max_examples=25)
 SHAPE = (3, 4)

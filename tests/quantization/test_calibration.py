@@ -23,7 +23,7 @@ from kdjax.quantization import (
     symmetric_scale_of_range,
     union_range,
 )
-from kdjax.quantization.arrays import fake_quantize
+from kdjax.quantization._arrays import fake_quantize
 
 checked = settings(derandomize=True, deadline=None, max_examples=25)
 matrices = arrays(np.float32, (4, 6), elements=st.floats(-1e3, 1e3, width=32, allow_subnormal=False))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.quantization import initial_step, learned_step, mse_range, symmetric_scale_of_range
-from kdjax.quantization.arrays import fake_quantize
+from kdjax.quantization._arrays import fake_quantize
 
 
 def gradients_by_numpy(

@@ -15,8 +15,8 @@ import optax
 import pytest
 
 from kdjax import networks, objectives, parallel, training
-from kdjax.training import checkpoints
-from kdjax.training.checksums import checksums
+from kdjax.training import _checkpoints
+from kdjax.training._checksums import checksums
 
 # Orbax abandons coroutines where a file is damaged; Python says so when it collects them, which must not be in another test.
 pytestmark = pytest.mark.filterwarnings(
@@ -186,7 +186,7 @@ def test_a_full_disk_says_so_and_keeps_the_last_good_checkpoint(tmp_path, limit)
 
     def save_and_wait():
         training.save(manager, 8, large, settings=SETTINGS)
-        checkpoints.wait(manager)
+        _checkpoints.wait(manager)
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
     try:
@@ -197,7 +197,7 @@ def test_a_full_disk_says_so_and_keeps_the_last_good_checkpoint(tmp_path, limit)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert len(str(raised.value).splitlines()) == 1
-    checkpoints.close(manager)
+    _checkpoints.close(manager)
     with training.checkpoint_manager(tmp_path) as manager:
         step, restored = training.restore_newest(manager, large, SETTINGS)
         assert step == 4

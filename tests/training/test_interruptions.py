@@ -20,7 +20,7 @@ import pytest
 
 from experiments import runs
 from kdjax import training
-from kdjax.training import preemption
+from kdjax.training import _preemption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def host(fitted):
 @pytest.fixture
 def stopped_after(monkeypatch):
     """A function that has SIGTERM arrive while one of some steps runs, in every run from then on."""
-    listen = preemption.notices
+    listen = _preemption.notices
 
     def stopped_after(*steps):
         @contextlib.contextmanager
@@ -55,7 +55,7 @@ def stopped_after(monkeypatch):
 
                 yield asked
 
-        monkeypatch.setattr(preemption, 'notices', notices)
+        monkeypatch.setattr(_preemption, 'notices', notices)
 
     return stopped_after
 
@@ -127,13 +127,13 @@ def test_a_signal_that_nobody_acted_upon_goes_to_the_earlier_handler():
     received = []
     earlier = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     try:
-        with preemption.notices(0) as stop:
+        with _preemption.notices(0) as stop:
             assert not stop()
             signal.raise_signal(signal.SIGTERM)
             assert stop()
             assert received == []
         assert received == [signal.SIGTERM]
-        with contextlib.suppress(training.Preempted), preemption.notices(0):
+        with contextlib.suppress(training.Preempted), _preemption.notices(0):
             signal.raise_signal(signal.SIGTERM)
             raise training.Preempted
         assert received == [signal.SIGTERM]

@@ -16,7 +16,7 @@ import pytest
 from toy_problem import SILENT
 
 from kdjax import losses, models, networks, objectives, training
-from kdjax.training import augmentation, fingerprints
+from kdjax.training import _fingerprints, augmentation
 
 CLASSES = 10
 RNG = np.random.default_rng(0)
@@ -248,11 +248,11 @@ def test_the_same_variables_in_another_program_are_refused(tmp_path):
 FINGERPRINT = """
 import jax, numpy as np
 from kdjax import models, networks
-from kdjax.training import fingerprints
+from kdjax.training import _fingerprints
 network = networks.from_linen(models.ResNet(8))
 images, key = np.zeros((2, 8, 8, 3), np.float32), jax.random.key(0)
 variables = jax.eval_shape(network.init, key, images)
-print(fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images)))
+print(_fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images)))
 """
 
 
@@ -263,7 +263,7 @@ def test_a_program_has_the_same_fingerprint_in_another_process():
     network = networks.from_linen(models.ResNet(8))
     images = np.zeros((2, 8, 8, 3), np.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    found = fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images))
+    found = _fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images))
     assert other.communicate(timeout=300)[0].strip() == found
 
 

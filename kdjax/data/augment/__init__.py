@@ -9,20 +9,36 @@ can be computed again.
 `mixup` alone is a function of a key and a batch, since it needs two examples: see `training.transform_batches`.
 """
 
-from kdjax.data.augment.composition import Augment as Augment
-from kdjax.data.augment.composition import chain as chain
-from kdjax.data.augment.geometry import random_crop as random_crop
-from kdjax.data.augment.geometry import random_cutout as random_cutout
-from kdjax.data.augment.geometry import random_flip as random_flip
-from kdjax.data.augment.geometry import random_rotation as random_rotation
-from kdjax.data.augment.geometry import random_scale as random_scale
-from kdjax.data.augment.geometry import random_shift as random_shift
-from kdjax.data.augment.geometry import random_vertical_flip as random_vertical_flip
-from kdjax.data.augment.mixing import mixup as mixup
-from kdjax.data.augment.normalization import channel_statistics as channel_statistics
-from kdjax.data.augment.normalization import normalize as normalize
-from kdjax.data.augment.pixels import random_blur as random_blur
-from kdjax.data.augment.pixels import random_brightness as random_brightness
-from kdjax.data.augment.pixels import random_contrast as random_contrast
-from kdjax.data.augment.pixels import random_noise as random_noise
-from kdjax.data.augment.pixels import random_saturation as random_saturation
+from kdjax.data.augment._composition import Augment, chain
+from kdjax.data.augment._geometry import (
+    random_crop,
+    random_cutout,
+    random_flip,
+    random_rotation,
+    random_scale,
+    random_shift,
+    random_vertical_flip,
+)
+from kdjax.data.augment._mixing import mixup
+from kdjax.data.augment._normalization import channel_statistics, normalize
+from kdjax.data.augment._pixels import random_blur, random_brightness, random_contrast, random_noise, random_saturation
+
+__all__ = [
+    'Augment',
+    'chain',
+    'channel_statistics',
+    'mixup',
+    'normalize',
+    'random_blur',
+    'random_brightness',
+    'random_contrast',
+    'random_crop',
+    'random_cutout',
+    'random_flip',
+    'random_noise',
+    'random_rotation',
+    'random_saturation',
+    'random_scale',
+    'random_shift',
+    'random_vertical_flip',
+]

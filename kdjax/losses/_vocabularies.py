@@ -1,0 +1,219 @@
+"""Soft targets of teachers of which only some classes are known.
+
+Both are the divergence of `soft_targets`, per example: from the teacher's largest logits and the mass of the rest, or over the
+classes that a teacher has in common with its student.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from kdjax.losses import _numerics
+from kdjax.meshes import on_any_mesh
+
+
+@on_any_mesh
+def top_k_soft_targets(
+    student: ArrayLike,
+    top_logits: ArrayLike,
+    top_indices: ArrayLike,
+    rest: ArrayLike,
+    *,
+    temperature: ArrayLike = 4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Divergence of the student from the teacher's k largest logits and the mass of the rest, per example.
+
+    T² · KL over k + 1 buckets: the k classes, and one that holds all others. It is at most `soft_targets` of a teacher that
+    does not rule out every class, equal to it where k is the number of classes, and never negative. To renormalise over the k
+    classes alone, as is often done, would leave the student free to put any mass on the others.
+
+    Args:
+      student: logits [..., classes], floating point of any precision; arithmetic is in float32.
+      top_logits: the teacher's logits of k classes, [..., k], as it gave them: not divided by T.
+      top_indices: integers [..., k], which classes those are, each once. One outside of [0, classes) is an error where it is
+        known, and gives NaN where it is traced.
+      rest: [...], logsumexp of the teacher's logits divided by T over all other classes; -inf where there are none. Since the
+        sum depends on T, a triple that was stored holds for the temperature that it was made with: `top_k_logits` makes it.
+      temperature: T > 0, a number or a traced scalar.
+      axis: the class axis of `student`, and that of the k in `top_logits` and `top_indices`.
+      where: boolean, broadcastable to the student's logits: classes to keep. The triple must have been made with it too.
+
+    Returns:
+      float32 of shape [...], in nats, never negative; 0 where no class is kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, there is a single class, an index that is known is not one of a class, or the
+        temperature is not a positive scalar.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[0., 0., 0., 0.]]), jnp.array([[3., 2., 0., 0.]])
+    >>> print(top_k_soft_targets(student, *top_k_logits(teacher, 2, temperature=1.0), temperature=1.0))
+    [0.549]
+
+    Reference:
+      Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
+    """
+    _numerics.check_positive('top_k_soft_targets', temperature=temperature)
+    where = _numerics.mask('top_k_soft_targets', where, jnp.shape(student), axis)
+    zero = _numerics.log_zero(student, top_logits)
+    student = _numerics.as_float32('top_k_soft_targets: student', student)
+    top_logits = _numerics.as_float32('top_k_soft_targets: top_logits', top_logits)
+    rest = _numerics.as_float32('top_k_soft_targets: rest', rest)
+    _numerics.check_axis('top_k_soft_targets', axis, student.shape)
+    fits = top_logits.ndim == student.ndim and top_logits.shape == jnp.shape(top_indices)
+    student = jnp.moveaxis(student, axis, -1)
+    if fits:
+        top_logits, indices = (jnp.moveaxis(jnp.asarray(x), axis, -1) for x in (top_logits, top_indices))
+        fits = top_logits.shape[:-1] == rest.shape == student.shape[:-1]
+    if not fits:
+        raise ValueError(
+            f'top_k_soft_targets: student {student.shape} (classes last) needs top_logits and top_indices of its shape but for '
+            f'k classes, and rest {student.shape[:-1]}, got {top_logits.shape}, {jnp.shape(top_indices)} and {rest.shape}'
+        )
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f'top_k_soft_targets: top_indices must be integer class indices, got {indices.dtype}')
+
+    classes = student.shape[-1]
+    _numerics.check_classes('top_k_soft_targets', student.shape)
+    _numerics.check_indices('top_k_soft_targets', 'top_indices', top_indices, classes)
+    wrong = jnp.any((indices < 0) | (indices >= classes), axis=-1)
+
+    temperature = jnp.asarray(temperature, jnp.float32)
+    log_s = _numerics.log_softmax(student, temperature, where, zero)
+    kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
+    indices = jnp.clip(indices.astype(jnp.int32), 0, classes - 1)
+    others = jnp.put_along_axis(kept, indices, jnp.bool_(False), axis=-1, inplace=False)
+    log_other = jax.nn.logsumexp(jnp.where(others, log_s, _numerics.LOG_ZERO), axis=-1, keepdims=True)
+    log_s = jnp.concatenate([jnp.take_along_axis(log_s, indices, axis=-1), log_other], axis=-1)
+    buckets = [jnp.take_along_axis(kept, indices, axis=-1), jnp.any(others, axis=-1, keepdims=True)]
+    kept = jnp.concatenate(buckets, axis=-1)
+    log_t = _numerics.log_softmax(jnp.concatenate([top_logits / temperature, rest[..., None]], axis=-1), where=kept)
+    divergence = jnp.where(wrong, jnp.nan, _numerics.divergence(log_t, log_s, kept))
+    return jnp.square(temperature) * divergence
+
+
+@on_any_mesh
+def top_k_logits(
+    teacher: ArrayLike, k: int, *, temperature: ArrayLike = 4.0, axis: int = -1, where: ArrayLike | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The teacher's k largest logits, their classes, and the mass of the rest, as `top_k_soft_targets` takes them.
+
+    Storing these instead of all logits makes a teacher's predictions on a data set C / (2k + 1) times smaller.
+
+    Args:
+      teacher: logits [..., classes], floating point of any precision; arithmetic is in float32.
+      k: how many classes to keep, at most all.
+      temperature: T > 0, that of the loss: `rest` depends on it.
+      axis: the class axis.
+      where: boolean, broadcastable to the logits: classes to keep.
+
+    Returns:
+      Logits as they were [..., k] in float32, largest first; class indices [..., k], int32; and logsumexp(z / T) over all other
+      classes [...], float32, -inf where there are none.
+
+    Raises:
+      ValueError: there are no k classes, or there is a single one, the dtype is not floating point, or the temperature is not a
+        positive scalar.
+
+    >>> import jax.numpy as jnp
+    >>> logits, indices, rest = top_k_logits(jnp.array([0., 5., 0., 7.]), 2, temperature=1.0)
+    >>> print(logits, indices, rest)
+    [7. 5.] [3 1] 0.693
+    """
+    _numerics.check_positive('top_k_logits', temperature=temperature)
+    where = _numerics.mask('top_k_logits', where, jnp.shape(teacher), axis)
+    teacher = _numerics.as_float32('top_k_logits: teacher', teacher)
+    _numerics.check_axis('top_k_logits', axis, teacher.shape)
+    teacher = jnp.moveaxis(teacher, axis, -1)
+    _numerics.check_classes('top_k_logits', teacher.shape)
+    if not 1 <= k <= teacher.shape[-1]:
+        raise ValueError(f'top_k_logits: k must be between 1 and the number of classes, {teacher.shape[-1]}, got {k}')
+    if where is not None:
+        teacher = jnp.where(where, teacher, -jnp.inf)
+    logits, indices = jax.lax.top_k(teacher, k)
+    others = jnp.put_along_axis(teacher, indices, jnp.float32(-jnp.inf), axis=-1, inplace=False)
+    possible = ~jnp.isneginf(others)
+    scaled = jnp.where(possible, others, _numerics.LOG_ZERO) / jnp.asarray(temperature, jnp.float32)
+    rest = jax.nn.logsumexp(jnp.where(possible, scaled, _numerics.LOG_ZERO), axis=-1)
+    rest = jnp.where(jnp.any(possible, axis=-1), rest, -jnp.inf)
+    return jnp.moveaxis(logits, -1, axis), jnp.moveaxis(indices.astype(jnp.int32), -1, axis), rest
+
+
+@on_any_mesh
+def subset_soft_targets(
+    student: ArrayLike,
+    teacher: ArrayLike,
+    classes: ArrayLike | Sequence[int],
+    *,
+    temperature: ArrayLike = 4.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Divergence of the student from a teacher that knows only some of its classes, per example.
+
+    `soft_targets` with the student renormalised over `classes`: what it says of the other classes is not this teacher's
+    business. The sum over several teachers unites their classes.
+
+    Args:
+      student: logits [..., classes of the student], floating point of any precision; arithmetic is in float32.
+      teacher: logits [..., classes of the teacher].
+      classes: which class of the student each class of the teacher is; integers in the teacher's order, each once.
+      temperature: T > 0, a number or a traced scalar.
+      axis: the class axis.
+      where: boolean, broadcastable to the teacher's logits: classes to keep.
+
+    Returns:
+      float32 of shape [...], in nats, never negative; 0 where no class is kept.
+
+    Raises:
+      ValueError: shapes or dtypes do not fit, there is a single class, the temperature is not a positive scalar, or `classes`
+        are known at trace time and repeat a class or name one that the student does not have. Where they are traced, one that
+        the student does not have gives NaN.
+
+    >>> import jax.numpy as jnp
+    >>> student, teacher = jnp.array([[2., 9., 0.]]), jnp.array([[0., 2.]])
+    >>> print(subset_soft_targets(student, teacher, [0, 2], temperature=1.0))
+    [1.523]
+
+    Reference:
+      Vongkulbhisal, Vinayavekhin, Visentini-Scarzanella. Unifying Heterogeneous Classifiers with Distillation. 2019.
+      https://arxiv.org/abs/1904.06062
+    """
+    _numerics.check_positive('subset_soft_targets', temperature=temperature)
+    zero = _numerics.log_zero(student, teacher)
+    student = _numerics.as_float32('subset_soft_targets: student', student)
+    teacher = _numerics.as_float32('subset_soft_targets: teacher', teacher)
+    _numerics.check_axis('subset_soft_targets', axis, student.shape)
+    classes = _class_indices(classes, student.shape[axis])
+    expected = list(student.shape)
+    expected[axis] = classes.size
+    if teacher.shape != tuple(expected):
+        raise ValueError(
+            f'subset_soft_targets: student {student.shape} and teacher {teacher.shape} do not fit: '
+            f'with {classes.size} classes the teacher must be {tuple(expected)}'
+        )
+    where = _numerics.mask('subset_soft_targets', where, teacher.shape, axis)
+    of_classes = jnp.take(student, classes, axis=axis, mode='fill', fill_value=jnp.nan)
+    student, teacher = (jnp.moveaxis(x, axis, -1) for x in (of_classes, teacher))
+    _numerics.check_classes('subset_soft_targets', teacher.shape)
+    log_s, log_t = (_numerics.log_softmax(x, temperature, where, zero) for x in (student, teacher))
+    return jnp.square(jnp.asarray(temperature, jnp.float32)) * _numerics.divergence(log_t, log_s, where)
+
+
+def _class_indices(classes: ArrayLike | Sequence[int], count: int) -> jax.Array:
+    """`classes` as `numerics.check_indices` returns them; once known at trace time, each must be there once."""
+    if not isinstance(classes, jax.Array):
+        classes = np.asarray(classes)
+    if classes.ndim != 1 or not jnp.issubdtype(classes.dtype, jnp.integer):
+        raise ValueError(
+            f'subset_soft_targets: classes must be a vector of integers, got {classes.dtype} of shape {classes.shape}'
+        )
+    numbers = _numerics.known(classes)
+    if numbers is not None and len(np.unique(numbers)) < len(numbers):
+        raise ValueError(f'subset_soft_targets: classes must not repeat, got {numbers.tolist()}')
+    return _numerics.check_indices('subset_soft_targets', 'classes', classes, count)

@@ -1,0 +1,113 @@
+"""Objectives on relations between the examples of a batch. They see the whole batch, on one device or on many.
+
+Layers may have any widths. None trains anything: relations are compared, not coordinates. A layer [batch, positions, channels]
+is flattened with zeros for the positions that do not count, so that padding changes nothing. Each is a scalar, not a mean over
+examples: of the batch's weights it matters only which are 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import losses
+from kdjax.batches import Batch, counted_examples
+from kdjax.networks import Outputs
+from kdjax.objectives._arguments import feature_pair, feature_pairs, require_logits
+from kdjax.objectives._objective import Objective, Weight, from_function
+from kdjax.objectives._positions import counted_features, counted_logits, logit_counts, zero_outside
+
+
+def similarity_preserving(student: str, teacher: str) -> Objective:
+    """`losses.similarity_preserving` between a layer of the student and one of the teacher. Published weight: 3000.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+    """
+    return _on_relations(losses.similarity_preserving, student, teacher)
+
+
+def pkt(student: str, teacher: str) -> Objective:
+    """Probabilistic knowledge transfer: `losses.pkt` between two layers. Published weight: 30000.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+    """
+    return _on_relations(losses.pkt, student, teacher)
+
+
+def rkd_distance(student: str, teacher: str) -> Objective:
+    """Relational distillation of distances: `losses.rkd_distance` between two layers. Published weight: 25.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+    """
+    return _on_relations(losses.rkd_distance, student, teacher)
+
+
+def rkd_angle(student: str, teacher: str) -> Objective:
+    """Relational distillation of angles: `losses.rkd_angle` between two layers. Published weight: 50.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+    """
+    return _on_relations(losses.rkd_angle, student, teacher)
+
+
+def correlation_congruence(
+    student: str, teacher: str, *, gamma: Weight = 0.4, order: int = 2, variant: str = 'kernel'
+) -> Objective:
+    """`losses.correlation_congruence` between two layers. Published weight: 0.02.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      gamma: as in the loss; a number or a schedule.
+      order: as in the loss.
+      variant: as in the loss; `'adjacent'` needs layers of one width.
+    """
+    return _on_relations(losses.correlation_congruence, student, teacher, gamma=gamma, order=order, variant=variant)
+
+
+def instance_graph(student: Sequence[str], teacher: Sequence[str], **hyperparameters: Weight) -> Objective:
+    """`losses.instance_graph` of the logits and of layers of both networks, from input to output.
+
+    Args:
+      student: paths of the student's layers.
+      teacher: paths of as many of the teacher's.
+      **hyperparameters: weights of the graph's parts, as in the loss; numbers or schedules.
+    """
+    features = feature_pairs('instance_graph', student, teacher)
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        logits = [require_logits('instance_graph', side, x) for side, x in (('student', student), ('teacher', teacher))]
+        layers = [counted_features(batch, *side) for side in features(student, teacher)]
+        vertices = (_over_counted(batch, x) for x in logits)
+        return losses.instance_graph(*vertices, *layers, where=counted_examples(batch), **resolved)
+
+    return from_function('instance_graph', loss, **hyperparameters)
+
+
+def _on_relations(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Any) -> Objective:
+    features = feature_pair(loss.__name__, student, teacher)
+
+    def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        pair = counted_features(batch, *features(student, teacher))
+        return loss(*pair, where=counted_examples(batch), **resolved)
+
+    return from_function(loss.__name__, function, **hyperparameters)
+
+
+def _over_counted(batch: Batch, logits: jax.Array) -> jax.Array:
+    """Logits whose mean of squares over all positions is that over the positions that count."""
+    where = logit_counts(batch, logits.shape)
+    if where is None or logits.ndim < 3:
+        return counted_logits(batch, logits)
+    inner = tuple(range(1, logits.ndim))
+    share = jnp.mean(jnp.broadcast_to(where, (*logits.shape[:-1], 1)), axis=inner, keepdims=True, dtype=jnp.float32)
+    return zero_outside(where, logits.astype(jnp.float32)) / jnp.sqrt(jnp.where(share > 0, share, 1.0))
