@@ -29,7 +29,7 @@ from experiments import architectures, figures, reporting, runs
 from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
 from kdjax import data, metrics, models, networks, objectives, parallel, training
 from kdjax.batches import Batch, take_examples
-from kdjax.losses._features import average_pool
+from kdjax.pooling import average_pool
 
 BATCH_SIZE = 64
 LARGEST_IMAGE = 12

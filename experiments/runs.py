@@ -16,7 +16,6 @@ import tyro
 from experiments.reporting import write_json
 from kdjax import export, networks, parallel, quantization, training
 from kdjax.batches import Batch, take_examples
-from kdjax.parallel import _hosts
 
 
 def command_line(config: type, main: Callable[[Any], None]) -> None:
@@ -73,8 +72,8 @@ def open_output(config: Any) -> pathlib.Path | None:
         return output
     if output.exists() and any(output.iterdir()):
         raise ValueError(f'{output} is not empty and holds no run: choose another --output')
-    _hosts.wait_for_hosts('output found')  # all have looked before the first one writes
-    _hosts.on_first_host(lambda: write_json(file, wanted), 'output opened')
+    parallel.wait_for_hosts('output found')  # all have looked before the first one writes
+    parallel.on_first_host(lambda: write_json(file, wanted), 'output opened')
     return output
 
 
@@ -121,7 +120,7 @@ def ship(output: pathlib.Path, name: str, seed: int, variables: Any) -> tuple[in
     """Writes the file to ship, and returns its size and what a user would load from it."""
     file = output / 'networks' / f'seed{seed}' / file_name(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _hosts.on_first_host(lambda: export.save_weights(file, variables), str(file))
+    parallel.on_first_host(lambda: export.save_weights(file, variables), str(file))
     return shipped(output, name, seed)
 
 

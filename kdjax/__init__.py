@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from kdjax import metrics as metrics
     from kdjax import models as models
     from kdjax import networks as networks
+    from kdjax import numerics as numerics
     from kdjax import objectives as objectives
     from kdjax import optimizers as optimizers
     from kdjax import parallel as parallel
     from kdjax import paths as paths
+    from kdjax import pooling as pooling
     from kdjax import problems as problems
     from kdjax import pruning as pruning
     from kdjax import quantization as quantization
@@ -40,10 +42,12 @@ _PACKAGES = (
     'metrics',
     'models',
     'networks',
+    'numerics',
     'objectives',
     'optimizers',
     'parallel',
     'paths',
+    'pooling',
     'problems',
     'pruning',
     'quantization',

@@ -20,7 +20,7 @@ import numpy as np
 from experiments import runs
 from experiments.benchmarks import turns
 from kdjax import models
-from kdjax.models._layers import max_pool
+from kdjax.models import max_pool
 
 
 class Layer(NamedTuple):

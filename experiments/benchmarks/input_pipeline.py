@@ -24,7 +24,7 @@ from experiments import runs
 from experiments.architectures import ARCHITECTURES, network
 from experiments.benchmarks.turns import in_turns, ratio
 from kdjax import data, networks, objectives, training
-from kdjax.training._streaming import read_batches
+from kdjax.training import read_batches
 
 
 @dataclasses.dataclass(frozen=True)

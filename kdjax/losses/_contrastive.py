@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.losses._relations import count, embeddings
 from kdjax.meshes import on_any_mesh
 
@@ -52,12 +52,12 @@ def info_nce(
     Reference:
       Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding. 2018. https://arxiv.org/abs/1807.03748
     """
-    _numerics.check_positive('info_nce', temperature=temperature)
+    numerics.check_positive('info_nce', temperature=temperature)
     student, teacher, where = _same_width('info_nce', student, teacher, axis, where)
     similarities = jnp.matmul(student, teacher.T, precision=jax.lax.Precision.HIGHEST)
 
     def own(logits: jax.Array) -> jax.Array:
-        return jnp.diagonal(_numerics.log_softmax(logits, temperature, None if where is None else where[None]))
+        return jnp.diagonal(numerics.log_softmax(logits, temperature, None if where is None else where[None]))
 
     return -jnp.sum((own(similarities) + own(similarities.T)) / 2, where=where) / count(student, where)
 
@@ -118,9 +118,9 @@ def crd(
     Reference:
       Tian, Krishnan, Isola. Contrastive Representation Distillation. 2020. https://arxiv.org/abs/1910.10699
     """
-    _numerics.check_positive('crd', examples=examples, temperature=temperature, epsilon=epsilon)
+    numerics.check_positive('crd', examples=examples, temperature=temperature, epsilon=epsilon)
     for name, normalizer in (('student_normalizer', student_normalizer), ('teacher_normalizer', teacher_normalizer)):
-        _numerics.check_scalars('crd', **{name: 1.0 if normalizer is None else normalizer})
+        numerics.check_scalars('crd', **{name: 1.0 if normalizer is None else normalizer})
     student, teacher, where = _same_width('crd', student, teacher, axis, where)
     total = jnp.zeros(student.shape[0], jnp.float32)
     for embedding, name, memory, normalizer in (
@@ -170,7 +170,7 @@ def crd_normalizer(
     >>> print(crd_normalizer(jnp.array([[5., 0.]]), jnp.array([[[1., 0.], [0., 1.]]]), examples=10, temperature=1.0))
     18.59
     """
-    _numerics.check_positive('crd_normalizer', examples=examples, temperature=temperature)
+    numerics.check_positive('crd_normalizer', examples=examples, temperature=temperature)
     embedding, _, where = _same_width('crd_normalizer', embedding, embedding, axis, where)
     scores = _scores('crd_normalizer', embedding, 'memory', memory, temperature, where)
     return jax.lax.stop_gradient(jnp.exp(_log_normalizer(scores, examples, where)))
@@ -243,7 +243,7 @@ def crd_negatives(key: jax.Array, indices: ArrayLike, index: ClassIndex, size: i
     """
     _check_vector('crd_negatives', indices)
     examples = index.order.shape[0]
-    indices = _numerics.check_indices('crd_negatives', 'indices', indices, examples)
+    indices = numerics.check_indices('crd_negatives', 'indices', indices, examples)
     starts, counts = (x.at[indices].get(mode='clip')[:, None] for x in (index.starts, index.counts))
     drawn = jax.random.randint(key, (indices.shape[0], size), 0, examples - counts)
     negatives = index.order[jnp.where(drawn < starts, drawn, drawn + counts)]
@@ -287,22 +287,22 @@ def crd_update_memory(
       Wu, Xiong, Yu, Lin. Unsupervised Feature Learning via Non-Parametric Instance Discrimination. 2018.
       https://arxiv.org/abs/1805.01978
     """
-    _numerics.check_share('crd_update_memory', momentum=momentum)
+    numerics.check_share('crd_update_memory', momentum=momentum)
     _check_vector('crd_update_memory', indices)
     bank = jnp.asarray(bank)
-    embedding = _numerics.as_float32('crd_update_memory: embedding', embedding)
+    embedding = numerics.as_float32('crd_update_memory: embedding', embedding)
     batch = jnp.shape(indices)[0]
     if bank.ndim != 2 or embedding.shape != (batch, bank.shape[1]):
         raise ValueError(
             f'crd_update_memory: embedding {embedding.shape} must be [batch, channels] for {batch} indices into a '
             f'bank {bank.shape}'
         )
-    where = _numerics.mask('crd_update_memory', True if where is None else where, (batch,), 0)
+    where = numerics.mask('crd_update_memory', True if where is None else where, (batch,), 0)
     examples = bank.shape[0]
-    indices = _numerics.check_indices('crd_update_memory', 'indices', jnp.where(where, indices, 0), examples)
+    indices = numerics.check_indices('crd_update_memory', 'indices', jnp.where(where, indices, 0), examples)
     momentum = jnp.asarray(momentum, jnp.float32)
     rows = bank.at[indices].get(mode='clip').astype(jnp.float32)
-    rows = _numerics.l2_normalize(momentum * rows + (1 - momentum) * _numerics.l2_normalize(embedding, axis=1), axis=1)
+    rows = numerics.l2_normalize(momentum * rows + (1 - momentum) * numerics.l2_normalize(embedding, axis=1), axis=1)
     # No row has the number `examples`: what is written to it is dropped.
     bank = bank.at[jnp.where(where, indices, examples)].set(rows.astype(bank.dtype), mode='drop')
     lost = jnp.any(where & (indices == examples))
@@ -317,14 +317,14 @@ def _same_width(
     student, teacher, where = embeddings(loss, student, teacher, axis, where)
     if student.shape != teacher.shape:
         raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must have the same width')
-    return _numerics.l2_normalize(student, axis=1), _numerics.l2_normalize(teacher, axis=1), where
+    return numerics.l2_normalize(student, axis=1), numerics.l2_normalize(teacher, axis=1), where
 
 
 def _scores(
     loss: str, embedding: jax.Array, name: str, memory: ArrayLike, temperature: ArrayLike, where: jax.Array | None
 ) -> jax.Array:
     """⟨v, w⟩ / T, [batch, 1 + K]; 0 for examples outside `where`."""
-    memory = _numerics.finite_or_nan(_numerics.as_float32(f'{loss}: {name}', memory))
+    memory = numerics.finite_or_nan(numerics.as_float32(f'{loss}: {name}', memory))
     batch, width = embedding.shape
     if memory.ndim != 3 or memory.shape[::2] != (batch, width) or memory.shape[1] < 2:
         raise ValueError(f'{loss}: {name} {memory.shape} must be [{batch}, 1 + K, {width}] for embeddings {embedding.shape}')

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax import meshes
-from kdjax.losses import _numerics
-from kdjax.losses._features import average_pool
+from kdjax import meshes, numerics
+from kdjax.pooling import average_pool
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -48,8 +47,8 @@ def jacobian(student: Function, teacher: Function, inputs: ArrayLike, directions
       Czarnecki, Osindero, Jaderberg, Świrszcz, Pascanu. Sobolev Training for Neural Networks. 2017.
       https://arxiv.org/abs/1706.04859
     """
-    inputs = _numerics.as_float32('jacobian: inputs', inputs)
-    directions = _numerics.as_float32('jacobian: directions', directions)
+    inputs = numerics.as_float32('jacobian: inputs', inputs)
+    directions = numerics.as_float32('jacobian: directions', directions)
     if inputs.ndim < 2:
         raise ValueError(f'jacobian: inputs must be [batch, ...], got {inputs.shape}')
     outputs_s, pullback_s = _vjp('jacobian: student', student, inputs)
@@ -107,34 +106,34 @@ def loss_gradient_attention(
       Dhar, Singh, Peng, Wu, Chellappa. Learning without Memorizing. 2019. https://arxiv.org/abs/1811.08051
     """
     name = 'loss_gradient_attention'
-    student_features, teacher_features = _numerics.pair(name, student_features, teacher_features, -1, same_shape=False)
+    student_features, teacher_features = numerics.pair(name, student_features, teacher_features, -1, same_shape=False)
     if student_features.ndim != 4 or student_features.shape[0] != teacher_features.shape[0]:
         raise ValueError(
             f'{name}: features of student and teacher must be [batch, height, width, channels] with the same batch, '
             f'got {student_features.shape} and {teacher_features.shape}'
         )
-    numbers = _numerics.check_labels(name, labels, student_features.shape[:1])
+    numbers = numerics.check_labels(name, labels, student_features.shape[:1])
     labelled = (numbers >= 0)[:, None, None, None]
     height, width = (min(sizes) for sizes in zip(student_features.shape[1:3], teacher_features.shape[1:3], strict=True))
 
     def attention(side: str, function: Function, features: jax.Array) -> tuple[jax.Array, int]:
-        features = _numerics.finite_or_nan(jnp.where(labelled | jnp.isfinite(features), features, 0.0))
+        features = numerics.finite_or_nan(jnp.where(labelled | jnp.isfinite(features), features, 0.0))
         logits, pullback = _vjp(f'{name}: {side}', function, features)
-        _numerics.check_labels(name, labels, logits.shape[:1], logits.shape[1])
+        numerics.check_labels(name, labels, logits.shape[:1], logits.shape[1])
         (gradient,) = pullback(jax.nn.one_hot(numbers, logits.shape[1], dtype=jnp.float32))
         weights = jnp.mean(gradient, axis=(1, 2))
         weighted = jnp.einsum('bhwc,bc->bhw', features, weights, precision=jax.lax.Precision.HIGHEST)
         pooled = average_pool(jax.nn.relu(weighted), (height, width))
-        return _numerics.l2_normalize(pooled, axis=(1, 2)), logits.shape[1]
+        return numerics.l2_normalize(pooled, axis=(1, 2)), logits.shape[1]
 
     map_t, classes_t = attention('teacher', teacher, teacher_features)
     map_s, classes_s = attention('student', student, student_features)
-    return _numerics.of_labelled(jnp.sum(jnp.abs(map_t - map_s), axis=(1, 2)), numbers, min(classes_t, classes_s))
+    return numerics.of_labelled(jnp.sum(jnp.abs(map_t - map_s), axis=(1, 2)), numbers, min(classes_t, classes_s))
 
 
 def _vjp(name: str, function: Function, inputs: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array]]]:
     """The outputs [batch, classes] of a function in float32, and the product of its Jacobian with a cotangent of theirs."""
-    outputs, pullback = jax.vjp(lambda x: _numerics.as_float32(name, function(x)), inputs)
+    outputs, pullback = jax.vjp(lambda x: numerics.as_float32(name, function(x)), inputs)
     if outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
         raise ValueError(f'{name} must return [batch, classes] for inputs {inputs.shape}, got {outputs.shape}')
     return outputs, lambda cotangent: pullback(meshes.varying_alike((cotangent, outputs))[0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -47,8 +47,8 @@ def reverse_kl(
     Reference:
       Gu, Dong, Wei, Huang. MiniLLM: Knowledge Distillation of Large Language Models. 2024. https://arxiv.org/abs/2306.08543
     """
-    log_s, log_t, where = _numerics.log_probabilities('reverse_kl', student, teacher, temperature, axis, where)
-    return _numerics.divergence(log_s, log_t, where)
+    log_s, log_t, where = numerics.log_probabilities('reverse_kl', student, teacher, temperature, axis, where)
+    return numerics.divergence(log_s, log_t, where)
 
 
 @on_any_mesh
@@ -89,14 +89,14 @@ def jensen_shannon(
       Agarwal, Vieillard, Zhou, Stanczyk, Ramos, Geist, Bachem. On-Policy Distillation of Language Models: Learning from
       Self-Generated Mistakes. 2024. https://arxiv.org/abs/2306.13649
     """
-    _numerics.check_share('jensen_shannon', beta=beta)
-    log_s, log_t, where = _numerics.log_probabilities('jensen_shannon', student, teacher, temperature, axis, where)
+    numerics.check_share('jensen_shannon', beta=beta)
+    log_s, log_t, where = numerics.log_probabilities('jensen_shannon', student, teacher, temperature, axis, where)
     beta = jnp.asarray(beta, jnp.float32)
     inside = (beta > 0) & (beta < 1)
     share = jnp.where(inside, beta, 0.5)  # keeps the logarithms of the branch that is not taken finite
     log_m = _mixture(log_t, log_s, share)
-    between = share * _numerics.divergence(log_t, log_m, where) + (1 - share) * _numerics.divergence(log_s, log_m, where)
-    forward, reverse = _numerics.divergence(log_t, log_s, where), _numerics.divergence(log_s, log_t, where)
+    between = share * numerics.divergence(log_t, log_m, where) + (1 - share) * numerics.divergence(log_s, log_m, where)
+    forward, reverse = numerics.divergence(log_t, log_s, where), numerics.divergence(log_s, log_t, where)
     return jnp.where(inside, between, jnp.where(beta <= 0, forward, reverse))
 
 
@@ -137,12 +137,12 @@ def skewed_kl(
       Ko, Kim, Chen, Yun. DistiLLM: Towards Streamlined Distillation for Large Language Models. 2024.
       https://arxiv.org/abs/2402.03898
     """
-    _numerics.check_share('skewed_kl', alpha=alpha)
-    log_s, log_t, where = _numerics.log_probabilities('skewed_kl', student, teacher, temperature, axis, where)
-    return _numerics.divergence(log_t, _mixture(log_t, log_s, jnp.asarray(alpha, jnp.float32)), where)
+    numerics.check_share('skewed_kl', alpha=alpha)
+    log_s, log_t, where = numerics.log_probabilities('skewed_kl', student, teacher, temperature, axis, where)
+    return numerics.divergence(log_t, _mixture(log_t, log_s, jnp.asarray(alpha, jnp.float32)), where)
 
 
 def _mixture(log_p: jax.Array, log_q: jax.Array, share: jax.Array) -> jax.Array:
     """log(share · p + (1 - share) · q); a share of 0 or 1 is exact and has finite gradients."""
-    weights = [jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1.0)), _numerics.LOG_ZERO) for w in (share, 1 - share)]
+    weights = [jnp.where(w > 0, jnp.log(jnp.where(w > 0, w, 1.0)), numerics.LOG_ZERO) for w in (share, 1 - share)]
     return jnp.logaddexp(log_p + weights[0], log_q + weights[1])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -42,7 +42,7 @@ def gradient_reversal(x: ArrayLike, scale: ArrayLike = 1.0) -> jax.Array:
       Ganin, Ustinova, Ajakan, Germain, Larochelle, Laviolette, Marchand, Lempitsky. Domain-Adversarial Training of Neural
       Networks. 2016. https://arxiv.org/abs/1505.07818
     """
-    _numerics.check_scalars('gradient_reversal', scale=scale)
+    numerics.check_scalars('gradient_reversal', scale=scale)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'gradient_reversal: x must be floating point, got {x.dtype}')
@@ -88,7 +88,7 @@ def reversal_schedule(steps: int, *, gamma: float = 10.0) -> Callable[[Any], jax
       Ganin, Ustinova, Ajakan, Germain, Larochelle, Laviolette, Marchand, Lempitsky. Domain-Adversarial Training of Neural
       Networks. 2016. https://arxiv.org/abs/1505.07818
     """
-    _numerics.check_positive('reversal_schedule', steps=steps, gamma=gamma)
+    numerics.check_positive('reversal_schedule', steps=steps, gamma=gamma)
 
     def schedule(step: Any) -> jax.Array:
         progress = jnp.clip(jnp.asarray(step).astype(jnp.float32) / steps, 0.0, 1.0)
@@ -124,10 +124,10 @@ def domain_discrimination(logits: ArrayLike, domains: ArrayLike) -> jax.Array:
     """
     logits = _domain_logits('domain_discrimination', logits)
     batch, count = logits.shape
-    domains = _numerics.check_labels('domain_discrimination', domains, (batch,), count)
-    log_p = _numerics.log_softmax(jnp.where(domains[:, None] < 0, 0.0, logits))
+    domains = numerics.check_labels('domain_discrimination', domains, (batch,), count)
+    log_p = numerics.log_softmax(jnp.where(domains[:, None] < 0, 0.0, logits))
     cost = -jnp.take_along_axis(log_p, jnp.clip(domains, 0, count - 1)[:, None], axis=1)[:, 0]
-    return _numerics.of_labelled(cost, domains, count)
+    return numerics.of_labelled(cost, domains, count)
 
 
 @on_any_mesh
@@ -155,12 +155,12 @@ def domain_confusion(logits: ArrayLike) -> jax.Array:
       Tzeng, Hoffman, Darrell, Saenko. Simultaneous Deep Transfer Across Domains and Tasks. 2015.
       https://arxiv.org/abs/1510.02192
     """
-    return -jnp.mean(_numerics.log_softmax(_domain_logits('domain_confusion', logits)), axis=-1)
+    return -jnp.mean(numerics.log_softmax(_domain_logits('domain_confusion', logits)), axis=-1)
 
 
 def _domain_logits(loss: str, logits: ArrayLike) -> jax.Array:
     """Logits [batch, domains] in float32, from such or from one logit [batch] for the second of two domains."""
-    logits = _numerics.as_float32(f'{loss}: logits', logits)
+    logits = numerics.as_float32(f'{loss}: logits', logits)
     if logits.ndim not in (1, 2):
         raise ValueError(f'{loss}: logits must be [batch, domains], or [batch] for two domains, got {logits.shape}')
     if logits.shape[1:] == (1,):

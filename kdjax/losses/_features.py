@@ -8,10 +8,9 @@ Where the two networks have different widths, `kdjax.objectives` adds the connec
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics, pooling
 from kdjax.meshes import on_any_mesh
 
 
@@ -43,7 +42,7 @@ def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: Array
       Romero, Ballas, Kahou, Chassang, Gatta, Bengio. FitNets: Hints for Thin Deep Nets. 2015. https://arxiv.org/abs/1412.6550
     """
     student, teacher, where = activations('hint', student, teacher, axis, where)
-    return _numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
+    return numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
 
 
 @on_any_mesh
@@ -75,7 +74,7 @@ def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1,
       Yang, Li, Shao, Shi, Yuan, Yuan. Masked Generative Distillation. 2022. https://arxiv.org/abs/2205.01529
     """
     student, teacher, where = activations('masked_generation', student, teacher, axis, where)
-    return _numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
+    return numerics.masked_mean(jnp.square(student - teacher), tuple(range(1, student.ndim)), where)
 
 
 @on_any_mesh
@@ -119,22 +118,22 @@ def attention_transfer(
       Zagoruyko, Komodakis. Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via
       Attention Transfer. 2017. https://arxiv.org/abs/1612.03928
     """
-    _numerics.check_positive('attention_transfer', power=power)
+    numerics.check_positive('attention_transfer', power=power)
     if variant not in ('mean_square', 'norm'):
         raise ValueError(f"attention_transfer: variant must be 'mean_square' or 'norm', got {variant!r}")
     student, teacher, size, where = images('attention_transfer', student, teacher, axis, where)
 
     def attention(features: jax.Array) -> jax.Array:
-        magnitude = jnp.abs(_numerics.unit_scale(features, axis=(1, 2, 3)))
+        magnitude = jnp.abs(numerics.unit_scale(features, axis=(1, 2, 3)))
         # |f|^p has an infinite or undefined derivative at 0 for p < 2, where the convention is 0.
-        powered = jnp.where(magnitude == 0, 0.0, _numerics.nonzero(magnitude) ** jnp.asarray(power, jnp.float32))
-        pooled = average_pool(jnp.mean(powered, axis=-1), size)
-        return _numerics.l2_normalize(pooled if where is None else jnp.where(where, pooled, 0.0), axis=(1, 2))
+        powered = jnp.where(magnitude == 0, 0.0, numerics.nonzero(magnitude) ** jnp.asarray(power, jnp.float32))
+        pooled = pooling.average_pool(jnp.mean(powered, axis=-1), size)
+        return numerics.l2_normalize(pooled if where is None else jnp.where(where, pooled, 0.0), axis=(1, 2))
 
     squares = jnp.square(attention(student) - attention(teacher))
     if variant == 'mean_square':
-        return _numerics.masked_mean(squares, (1, 2), where)
-    return _numerics.root(jnp.sum(squares, axis=(1, 2)))
+        return numerics.masked_mean(squares, (1, 2), where)
+    return numerics.root(jnp.sum(squares, axis=(1, 2)))
 
 
 @on_any_mesh
@@ -171,19 +170,19 @@ def hierarchical_context(
     student, teacher, where = activations('hierarchical_context', student, teacher, axis, where, rank=4)
     # Pooling is linear: the difference of two pooled maps is the pooled difference.
     difference = student - teacher
-    total = _numerics.masked_mean(jnp.square(difference), (1, 2, 3), where)
+    total = numerics.masked_mean(jnp.square(difference), (1, 2, 3), where)
     weight = weights = 1.0
     for side in (4, 2, 1):
         if side >= student.shape[1]:
             continue
         weight /= 2
         weights += weight
-        pooled, kept = average_pool(difference, (side, side)), where
+        pooled, kept = pooling.average_pool(difference, (side, side)), where
         if where is not None:
-            share = average_pool(where.astype(jnp.float32), (side, side))
+            share = pooling.average_pool(where.astype(jnp.float32), (side, side))
             kept = share > 0
             pooled = pooled / jnp.where(kept, share, 1.0)
-        total += weight * _numerics.masked_mean(jnp.square(pooled), (1, 2, 3), kept)
+        total += weight * numerics.masked_mean(jnp.square(pooled), (1, 2, 3), kept)
     return total / weights
 
 
@@ -223,7 +222,7 @@ def channel_wise(
       Shu, Liu, Gao, Yan, Shen. Channel-wise Knowledge Distillation for Dense Prediction. 2021.
       https://arxiv.org/abs/2011.13256
     """
-    _numerics.check_positive('channel_wise', temperature=temperature)
+    numerics.check_positive('channel_wise', temperature=temperature)
     student, teacher, _ = activations('channel_wise', student, teacher, axis, None, rank=4)
     where = position_mask('channel_wise', where, student.shape[:3], axis)
     batch, height, width, channels = student.shape
@@ -231,9 +230,9 @@ def channel_wise(
 
     def log_probabilities(features: jax.Array) -> jax.Array:
         maps = jnp.moveaxis(features, -1, 1).reshape(batch, channels, height * width)
-        return _numerics.log_softmax(maps, temperature, keep)
+        return numerics.log_softmax(maps, temperature, keep)
 
-    divergences = _numerics.divergence(log_probabilities(teacher), log_probabilities(student), keep)
+    divergences = numerics.divergence(log_probabilities(teacher), log_probabilities(student), keep)
     return jnp.square(jnp.asarray(temperature, jnp.float32)) * jnp.mean(divergences, axis=-1)
 
 
@@ -241,13 +240,13 @@ def activations(
     loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None, *, rank: int | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Two activations of one shape in float32 with channels last, zero outside `where`, and `where` broadcast to them."""
-    where = _numerics.mask(loss, where, jnp.shape(student), axis)
-    student, teacher = _numerics.pair(loss, student, teacher, axis)
+    where = numerics.mask(loss, where, jnp.shape(student), axis)
+    student, teacher = numerics.pair(loss, student, teacher, axis)
     if rank is None and student.ndim < 2:
         raise ValueError(f'{loss}: activations must be [batch, ..., channels], got {student.shape}')
     if rank is not None and student.ndim != rank:
         raise ValueError(f'{loss}: activations must be [batch, height, width, channels], got {student.shape}')
-    student, teacher = (_numerics.finite_or_nan(x) for x in (student, teacher))
+    student, teacher = (numerics.finite_or_nan(x) for x in (student, teacher))
     if where is None:
         return student, teacher, None
     return jnp.where(where, student, 0.0), jnp.where(where, teacher, 0.0), where
@@ -260,7 +259,7 @@ def images(
 
     What reaches no kept position by way of `average_pool` is zero.
     """
-    student, teacher = _numerics.pair(loss, student, teacher, axis, same_shape=False)
+    student, teacher = numerics.pair(loss, student, teacher, axis, same_shape=False)
     if student.ndim != 4 or student.shape[0] != teacher.shape[0]:
         raise ValueError(
             f'{loss}: student and teacher must be [batch, height, width, channels] with the same batch, '
@@ -273,13 +272,13 @@ def images(
 
 def masked_images(images: jax.Array, where: jax.Array | None) -> jax.Array:
     """[batch, height, width, channels] without infinities, zero where `average_pool` to the size of `where` drops it."""
-    images = _numerics.finite_or_nan(images)
+    images = numerics.finite_or_nan(images)
     if where is None:
         return images
     reached = where.astype(jnp.float32)
     for axis in (1, 2):
         if images.shape[axis] != where.shape[axis]:
-            windows = jnp.asarray(_windows(images.shape[axis], where.shape[axis]))
+            windows = jnp.asarray(pooling.windows(images.shape[axis], where.shape[axis]))
             reached = jnp.moveaxis(jnp.tensordot(reached, windows, axes=((axis,), (1,))), -1, axis)
     return jnp.where(reached[..., None] > 0, images, 0.0)
 
@@ -290,34 +289,9 @@ def position_mask(loss: str, where: ArrayLike | None, shape: tuple[int, ...], ax
         return None
     with_channels = list(shape)
     with_channels.insert(axis % 4, 1)
-    return _numerics.mask(loss, where, tuple(with_channels), axis)[..., 0]
+    return numerics.mask(loss, where, tuple(with_channels), axis)[..., 0]
 
 
 def smaller_size(first: jax.Array, second: jax.Array) -> tuple[int, int]:
     """The smaller height and the smaller width of two [batch, height, width, channels]."""
     return min(first.shape[1], second.shape[1]), min(first.shape[2], second.shape[2])
-
-
-def average_pool(maps: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Average-pools [batch, height, width] or [batch, height, width, channels] to `size`, whatever the ratio.
-
-    Output i averages the inputs from floor(i·n/m) up to ceil((i+1)·n/m), the windows of adaptive pooling; one product with
-    a small constant matrix per axis, and nothing where the size is right already.
-    """
-    for axis, target in zip((1, 2), size, strict=True):
-        length = maps.shape[axis]
-        if length == target:
-            continue
-        windows = jnp.asarray(_windows(length, target))
-        pooled = jnp.tensordot(maps, windows, axes=((axis,), (0,)), precision=jax.lax.Precision.HIGHEST)
-        maps = jnp.moveaxis(pooled, -1, axis)
-    return maps
-
-
-def _windows(length: int, target: int) -> np.ndarray:
-    """The matrix [length, target] of which each column averages a window."""
-    windows = np.zeros((length, target), np.float32)
-    for i in range(target):
-        start, stop = i * length // target, -(-(i + 1) * length // target)
-        windows[start:stop, i] = 1.0 / (stop - start)
-    return windows

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.losses._logits import logit_mse
 from kdjax.losses._relations import count, differences, embeddings, squared_distances
 from kdjax.meshes import on_any_mesh
@@ -72,10 +72,10 @@ def instance_graph(
             f'instance_graph: student_layers and teacher_layers must be as many and at least one, got {len(student_layers)} '
             f'and {len(teacher_layers)}'
         )
-    student, teacher = _numerics.pair('instance_graph', student, teacher, axis)
+    student, teacher = numerics.pair('instance_graph', student, teacher, axis)
     if student.ndim < 2:
         raise ValueError(f'instance_graph: student {student.shape} and teacher {teacher.shape} must be [batch, classes]')
-    _numerics.check_scalars('instance_graph', edges=edges, transformations=transformations)
+    numerics.check_scalars('instance_graph', edges=edges, transformations=transformations)
     batch, width = student.shape[0], math.prod(student.shape[1:])
     pairs = [embeddings('instance_graph', s, t, axis, where)[:2] for s, t in zip(student_layers, teacher_layers, strict=True)]
     if any(layer.shape[0] != batch for pair in pairs for layer in pair):
@@ -83,9 +83,9 @@ def instance_graph(
         raise ValueError(f'instance_graph: layers {shapes} must have the {batch} examples of student {student.shape}')
     elements = None
     if where is not None:
-        elements = jnp.broadcast_to(_numerics.leading_mask('instance_graph', where, student.shape), student.shape)
+        elements = jnp.broadcast_to(numerics.leading_mask('instance_graph', where, student.shape), student.shape)
         elements = elements.reshape(batch, width)
-        where = _numerics.leading_mask('instance_graph', where, (batch, 1))[:, 0]
+        where = numerics.leading_mask('instance_graph', where, (batch, 1))[:, 0]
     vertices = logit_mse(student.reshape(batch, width), teacher.reshape(batch, width), where=elements)
 
     kept = count(student, where)
@@ -103,14 +103,14 @@ def instance_graph(
 
 
 def _edges(layer: jax.Array, where: jax.Array | None) -> jax.Array:
-    return _relative(squared_distances(_numerics.unit_scale(layer, axis=(0, 1)), where))
+    return _relative(squared_distances(numerics.unit_scale(layer, axis=(0, 1)), where))
 
 
 def _moves(before: jax.Array, after: jax.Array) -> jax.Array:
     """How far each example moves from one layer to the next, [batch]."""
-    scaled = _numerics.unit_scale(jnp.stack([before, after]), axis=(0, 1, 2))
+    scaled = numerics.unit_scale(jnp.stack([before, after]), axis=(0, 1, 2))
     return _relative(jnp.sum(jnp.square(differences(scaled[0], scaled[1])), axis=1))
 
 
 def _relative(squares: jax.Array) -> jax.Array:
-    return squares / _numerics.nonzero(jnp.max(squares, initial=0.0))
+    return squares / numerics.nonzero(jnp.max(squares, initial=0.0))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -59,17 +59,17 @@ def decoupled_kd(
     Reference:
       Zhao, Cui, Song, Qiu, Liang. Decoupled Knowledge Distillation. 2022. https://arxiv.org/abs/2203.08679
     """
-    _numerics.check_scalars('decoupled_kd', alpha=alpha, beta=beta)
+    numerics.check_scalars('decoupled_kd', alpha=alpha, beta=beta)
     logits, classes, temperature = _prepare('decoupled_kd', student, teacher, labels, temperature, axis, where)
 
     def target_and_rest(logits: jax.Array) -> jax.Array:
-        log_p = _numerics.log_softmax(logits, temperature, classes.kept, classes.zero)
-        parts = jnp.where(jnp.stack([classes.target, classes.others]), log_p[None], _numerics.LOG_ZERO)
+        log_p = numerics.log_softmax(logits, temperature, classes.kept, classes.zero)
+        parts = jnp.where(jnp.stack([classes.target, classes.others]), log_p[None], numerics.LOG_ZERO)
         return jnp.moveaxis(jax.nn.logsumexp(parts, axis=-1), 0, -1)
 
-    log_s, log_t = (_numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
-    target_class = _numerics.divergence(*(target_and_rest(x) for x in logits[::-1]))
-    non_target_class = _numerics.divergence(log_t, log_s, classes.others)
+    log_s, log_t = (numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
+    target_class = numerics.divergence(*(target_and_rest(x) for x in logits[::-1]))
+    non_target_class = numerics.divergence(log_t, log_s, classes.others)
     alpha, beta = (jnp.asarray(x, jnp.float32) for x in (alpha, beta))
     return _of_labelled(jnp.square(temperature) * (alpha * target_class + beta * non_target_class), classes)
 
@@ -116,11 +116,11 @@ def normalized_kd(
       Yang, Zeng, Li, Zhang, Yuan, Li. From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
       Normalized Loss and Customized Soft Labels. 2023. https://arxiv.org/abs/2303.13005
     """
-    _numerics.check_scalars('normalized_kd', gamma=gamma)
+    numerics.check_scalars('normalized_kd', gamma=gamma)
     logits, classes, temperature = _prepare('normalized_kd', student, teacher, labels, temperature, axis, where)
-    log_s, log_t = (_numerics.log_softmax(x, where=classes.kept, zero=classes.zero) for x in logits)
+    log_s, log_t = (numerics.log_softmax(x, where=classes.kept, zero=classes.zero) for x in logits)
     target_class = _cross_entropy(log_t, log_s, classes.target)
-    log_s, log_t = (_numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
+    log_s, log_t = (numerics.log_softmax(x, temperature, classes.others, classes.zero) for x in logits)
     other_classes = _cross_entropy(log_t, log_s, classes.others)
     values = target_class + jnp.asarray(gamma, jnp.float32) * jnp.square(temperature) * other_classes
     return _of_labelled(values, classes)
@@ -167,9 +167,9 @@ def weighted_soft_labels(
       Perspective. 2021. https://arxiv.org/abs/2102.00650
     """
     logits, classes, temperature = _prepare('weighted_soft_labels', student, teacher, labels, temperature, axis, where)
-    of_label = [-jnp.sum(_numerics.log_softmax(x, where=classes.kept), axis=-1, where=classes.target) for x in logits]
+    of_label = [-jnp.sum(numerics.log_softmax(x, where=classes.kept), axis=-1, where=classes.target) for x in logits]
     weight = jax.lax.stop_gradient(-jnp.expm1(-of_label[0] / (of_label[1] + 1e-7)))
-    log_s, log_t = (_numerics.log_softmax(x, temperature, classes.kept, classes.zero) for x in logits)
+    log_s, log_t = (numerics.log_softmax(x, temperature, classes.kept, classes.zero) for x in logits)
     return _of_labelled(jnp.square(temperature) * weight * _cross_entropy(log_t, log_s, classes.kept), classes)
 
 
@@ -196,12 +196,12 @@ def _prepare(
     where: ArrayLike | None,
 ) -> tuple[tuple[jax.Array, jax.Array], _Classes, jax.Array]:
     """Checks the arguments; returns both logits, what there is to know of the classes, and the temperature in float32."""
-    _numerics.check_positive(loss, temperature=temperature)
-    where = _numerics.mask(loss, where, jnp.shape(student), axis)
-    zero = _numerics.log_zero(student, teacher)
-    student, teacher = _numerics.pair(loss, student, teacher, axis)
-    _numerics.check_classes(loss, student.shape)
-    labels = _numerics.check_labels(loss, labels, student.shape[:-1], student.shape[-1])
+    numerics.check_positive(loss, temperature=temperature)
+    where = numerics.mask(loss, where, jnp.shape(student), axis)
+    zero = numerics.log_zero(student, teacher)
+    student, teacher = numerics.pair(loss, student, teacher, axis)
+    numerics.check_classes(loss, student.shape)
+    labels = numerics.check_labels(loss, labels, student.shape[:-1], student.shape[-1])
     logits = tuple(jnp.where(labels[..., None] < 0, 0.0, x) for x in (student, teacher))
     target = jax.nn.one_hot(labels, student.shape[-1], dtype=jnp.bool_)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
@@ -209,7 +209,7 @@ def _prepare(
 
 
 def _of_labelled(values: jax.Array, classes: _Classes) -> jax.Array:
-    return _numerics.of_labelled(values, classes.labels, classes.kept.shape[-1])
+    return numerics.of_labelled(values, classes.labels, classes.kept.shape[-1])
 
 
 def _cross_entropy(log_p: jax.Array, log_q: jax.Array, where: jax.Array) -> jax.Array:

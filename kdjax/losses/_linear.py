@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax import meshes
-from kdjax.losses import _numerics
+from kdjax import meshes, numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -57,7 +56,7 @@ def linear_soft_targets(
     Reference:
       Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
     """
-    _numerics.check_positive('linear_soft_targets', temperature=temperature)
+    numerics.check_positive('linear_soft_targets', temperature=temperature)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f'linear_soft_targets: chunk must be an integer of at least 1, got {chunk}')
     hidden = (
@@ -66,7 +65,7 @@ def linear_soft_targets(
     )
     kernels = _floating('the kernel of the student', student_kernel), _floating('the kernel of the teacher', teacher_kernel)
     for x in hidden:
-        _numerics.check_axis('linear_soft_targets', axis, x.shape)
+        numerics.check_axis('linear_soft_targets', axis, x.shape)
     shapes = ' and '.join(f'{x.shape} · {kernel.shape}' for x, kernel in zip(hidden, kernels, strict=True))
     hidden = tuple(jnp.moveaxis(x, axis, -1) for x in hidden)
     if any(kernel.shape[:-1] != x.shape[-1:] for x, kernel in zip(hidden, kernels, strict=True)):
@@ -80,7 +79,7 @@ def linear_soft_targets(
 
     hidden = tuple(x.reshape(-1, x.shape[-1]) for x in hidden)
     if where is not None:
-        where = _numerics.mask('linear_soft_targets', where, tokens or (1,), -1).reshape(-1)
+        where = numerics.mask('linear_soft_targets', where, tokens or (1,), -1).reshape(-1)
         # What is masked may be as large as it likes, and must not reach the products.
         hidden = tuple(jnp.where(where[:, None], x, jnp.zeros_like(x)) for x in hidden)
     values = _linear_soft_targets(chunk, *meshes.varying_alike((hidden, kernels, jnp.asarray(temperature, jnp.float32))))
@@ -109,7 +108,7 @@ def _linear_forward(
         scaled = [_product(x, kernel) / temperature for x, kernel in zip(hidden, kernels, strict=True)]
         log_totals = tuple(jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in scaled)
         log_s, log_t = (x - log_total for x, log_total in zip(scaled, log_totals, strict=True))
-        return _numerics.divergence(log_t, log_s), log_totals
+        return numerics.divergence(log_t, log_s), log_totals
 
     # A block holds every blocks-th token, so that each device has its part already. A block of neighbours would be on a few
     # devices, and all would gather all hidden states.

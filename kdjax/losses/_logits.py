@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -51,8 +51,8 @@ def soft_targets(
     Reference:
       Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
     """
-    log_s, log_t, where = _numerics.log_probabilities('soft_targets', student, teacher, temperature, axis, where)
-    return jnp.square(jnp.asarray(temperature, jnp.float32)) * _numerics.divergence(log_t, log_s, where)
+    log_s, log_t, where = numerics.log_probabilities('soft_targets', student, teacher, temperature, axis, where)
+    return jnp.square(jnp.asarray(temperature, jnp.float32)) * numerics.divergence(log_t, log_s, where)
 
 
 @on_any_mesh
@@ -81,12 +81,12 @@ def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     Reference:
       Ba, Caruana. Do Deep Nets Really Need to be Deep? 2014. https://arxiv.org/abs/1312.6184
     """
-    where = _numerics.mask('logit_mse', where, jnp.shape(student), axis)
-    student, teacher = _numerics.pair('logit_mse', student, teacher, axis)
+    where = numerics.mask('logit_mse', where, jnp.shape(student), axis)
+    student, teacher = numerics.pair('logit_mse', student, teacher, axis)
     keep = ~(jnp.isneginf(student) | jnp.isneginf(teacher))
     keep = keep if where is None else keep & where
     difference = jnp.where(keep, student, 0.0) - jnp.where(keep, teacher, 0.0)
-    return _numerics.masked_mean(jnp.square(difference), -1, keep)
+    return numerics.masked_mean(jnp.square(difference), -1, keep)
 
 
 @on_any_mesh
@@ -116,13 +116,13 @@ def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
       Touvron, Cord, Douze, Massa, Sablayrolles, Jégou. Training Data-Efficient Image Transformers & Distillation through
       Attention. 2021. https://arxiv.org/abs/2012.12877
     """
-    where = _numerics.mask('hard_targets', where, jnp.shape(student), axis)
-    student, teacher = _numerics.pair('hard_targets', student, teacher, axis)
-    _numerics.check_classes('hard_targets', student.shape)
-    log_p = _numerics.log_softmax(student, where=where)
+    where = numerics.mask('hard_targets', where, jnp.shape(student), axis)
+    student, teacher = numerics.pair('hard_targets', student, teacher, axis)
+    numerics.check_classes('hard_targets', student.shape)
+    log_p = numerics.log_softmax(student, where=where)
     if where is not None:
         # Below every logit that is kept, -inf too.
-        teacher = jnp.where(where, jnp.where(jnp.isneginf(teacher), _numerics.LOG_ZERO, teacher), -jnp.inf)
+        teacher = jnp.where(where, jnp.where(jnp.isneginf(teacher), numerics.LOG_ZERO, teacher), -jnp.inf)
     chosen = jnp.argmax(teacher, axis=-1, keepdims=True)
     values = -jnp.take_along_axis(log_p, chosen, axis=-1)[..., 0]
     values = jnp.where(jnp.any(jnp.isnan(teacher), axis=-1), jnp.nan, values)  # of which it would choose one
@@ -172,19 +172,19 @@ def dist(
     Reference:
       Huang, You, Wang, Qian, Xu. Knowledge Distillation from A Stronger Teacher. 2022. https://arxiv.org/abs/2205.10536
     """
-    _numerics.check_scalars('dist', beta=beta, gamma=gamma)
-    log_s, log_t, where = _numerics.log_probabilities('dist', student, teacher, temperature, axis, where)
+    numerics.check_scalars('dist', beta=beta, gamma=gamma)
+    log_s, log_t, where = numerics.log_probabilities('dist', student, teacher, temperature, axis, where)
     where = jnp.ones(log_s.shape, jnp.bool_) if where is None else where
     p_s, p_t, where = (x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), where))
 
     def distance(axis: int) -> jax.Array:
         x, y = (_centred(p, axis, where) for p in (p_s, p_t))
-        norms = _numerics.root(jnp.sum(jnp.square(x), axis=axis)) * _numerics.root(jnp.sum(jnp.square(y), axis=axis))
+        norms = numerics.root(jnp.sum(jnp.square(x), axis=axis)) * numerics.root(jnp.sum(jnp.square(y), axis=axis))
         # At x = 0 the quotient has a slope of y / 1e-8, which would throw a student that begins with constant logits far away.
         # 1 - r by the distance of the directions: the difference of 1 and r loses its digits where both networks agree.
-        apart = _numerics.l2_normalize(x, axis) - _numerics.l2_normalize(y, axis)
+        apart = numerics.l2_normalize(x, axis) - numerics.l2_normalize(y, axis)
         uncorrelated = (norms * jnp.sum(jnp.square(apart), axis=axis) / 2 + 1e-8) / (norms + 1e-8)
-        return _numerics.masked_mean(jnp.where(norms == 0, 1.0, uncorrelated), 0, jnp.any(where, axis=axis))
+        return numerics.masked_mean(jnp.where(norms == 0, 1.0, uncorrelated), 0, jnp.any(where, axis=axis))
 
     beta, gamma, temperature = (jnp.asarray(x, jnp.float32) for x in (beta, gamma, temperature))
     return jnp.square(temperature) * (beta * distance(1) + gamma * distance(0))
@@ -220,17 +220,17 @@ def standardize_logits(
     Reference:
       Sun, Ren, Li, Wang, Cao. Logit Standardization in Knowledge Distillation. 2024. https://arxiv.org/abs/2403.01427
     """
-    _numerics.check_positive('standardize_logits', epsilon=epsilon)
-    where = _numerics.mask('standardize_logits', where, jnp.shape(logits), axis)
-    logits = _numerics.as_float32('standardize_logits: logits', logits)
-    _numerics.check_axis('standardize_logits', axis, logits.shape)
+    numerics.check_positive('standardize_logits', epsilon=epsilon)
+    where = numerics.mask('standardize_logits', where, jnp.shape(logits), axis)
+    logits = numerics.as_float32('standardize_logits: logits', logits)
+    numerics.check_axis('standardize_logits', axis, logits.shape)
     logits = jnp.moveaxis(logits, axis, -1)
-    _numerics.check_classes('standardize_logits', logits.shape)
+    numerics.check_classes('standardize_logits', logits.shape)
     ruled_out = jnp.isneginf(logits) if where is None else jnp.isneginf(logits) & where
     counted = ~ruled_out if where is None else ~ruled_out & where
     centred = _centred(logits, -1, counted)
     freedom = jnp.sum(counted, axis=-1, keepdims=True, dtype=jnp.float32) - 1
-    deviation = _numerics.root(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(freedom, 1.0))
+    deviation = numerics.root(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(freedom, 1.0))
     standardized = jnp.where(deviation == 0, 0.0, centred / (jnp.asarray(epsilon, jnp.float32) + deviation))
     return jnp.moveaxis(jnp.where(ruled_out, -jnp.inf, standardized), -1, axis)
 
@@ -240,4 +240,4 @@ def _centred(x: jax.Array, axis: int, where: jax.Array) -> jax.Array:
     largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf, where=where))
     # Without this, rounding would give equal numbers a mean that differs from them, and a direction of noise.
     x = jnp.where(where, x - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
-    return jnp.where(where, x - jnp.expand_dims(_numerics.masked_mean(x, axis, where), axis), 0.0)
+    return jnp.where(where, x - jnp.expand_dims(numerics.masked_mean(x, axis, where), axis), 0.0)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _features, _numerics
+from kdjax import numerics, pooling
+from kdjax.losses import _features
 from kdjax.meshes import on_any_mesh
 
 
@@ -45,14 +46,14 @@ def vid(
       Ahn, Hu, Damianou, Lawrence, Dai. Variational Information Distillation for Knowledge Transfer. 2019.
       https://arxiv.org/abs/1904.05835
     """
-    numbers = _numerics.known(variance)
+    numbers = numerics.known(variance)
     if numbers is not None:
-        _numerics.check_positive('vid', variance=np.min(numbers, initial=np.inf))
+        numerics.check_positive('vid', variance=np.min(numbers, initial=np.inf))
     shape = jnp.shape(mean)
     mean, teacher, where = _features.activations('vid', mean, teacher, axis, where)
     variance = _per_channel('vid', 'variance', variance, shape, axis, where)
     terms = 0.5 * (jnp.square(mean - teacher) / variance + jnp.log(variance))
-    return _numerics.masked_mean(terms, tuple(range(1, terms.ndim)), where)
+    return numerics.masked_mean(terms, tuple(range(1, terms.ndim)), where)
 
 
 @on_any_mesh
@@ -105,13 +106,13 @@ def factor_transfer(
     where = None if where is None else where[..., None]
 
     def normalized(factor: jax.Array) -> jax.Array:
-        pooled = _features.average_pool(factor, size)
+        pooled = pooling.average_pool(factor, size)
         kept = pooled if where is None else jnp.where(where, pooled, 0.0)
         if variant == 'attention':
-            kept = jnp.mean(jnp.square(_numerics.unit_scale(kept, axis=(1, 2, 3))), axis=3, keepdims=True)
-        return _numerics.l2_normalize(kept, axis=(1, 2, 3))
+            kept = jnp.mean(jnp.square(numerics.unit_scale(kept, axis=(1, 2, 3))), axis=3, keepdims=True)
+        return numerics.l2_normalize(kept, axis=(1, 2, 3))
 
-    return _numerics.masked_mean(jnp.abs(normalized(student) - normalized(teacher)), (1, 2, 3), where)
+    return numerics.masked_mean(jnp.abs(normalized(student) - normalized(teacher)), (1, 2, 3), where)
 
 
 @on_any_mesh
@@ -151,7 +152,7 @@ def activation_boundary(
       Heo, Lee, Yun, Choi. Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons. 2019.
       https://arxiv.org/abs/1811.03233
     """
-    _numerics.check_positive('activation_boundary', margin=margin)
+    numerics.check_positive('activation_boundary', margin=margin)
     student, teacher, where = _features.activations('activation_boundary', student, teacher, axis, where)
     towards_teacher = jnp.where(jnp.isnan(teacher), jnp.nan, jnp.where(teacher > 0, student, -student))
     hinge = jnp.maximum(jnp.asarray(margin, jnp.float32) - towards_teacher, 0.0)
@@ -221,14 +222,14 @@ def overhaul_margin(mean: ArrayLike, standard_deviation: ArrayLike) -> jax.Array
     Reference:
       Heo, Kim, Yun, Park, Kwak, Choi. A Comprehensive Overhaul of Feature Distillation. 2019. https://arxiv.org/abs/1904.01866
     """
-    mean = _numerics.as_float32('overhaul_margin: mean', mean)
-    deviation = jnp.abs(_numerics.as_float32('overhaul_margin: standard_deviation', standard_deviation))
+    mean = numerics.as_float32('overhaul_margin: mean', mean)
+    deviation = jnp.abs(numerics.as_float32('overhaul_margin: standard_deviation', standard_deviation))
     if mean.shape != deviation.shape:
         raise ValueError(
             f'overhaul_margin: mean {mean.shape} and standard_deviation {deviation.shape} must have the same shape'
         )
     # Below -40 the density is 0 in float32, and above 3.09 the margin is -3σ: nothing has to be exact out there.
-    ratio = jnp.clip(mean / _numerics.nonzero(deviation), -40.0, 4.0)
+    ratio = jnp.clip(mean / numerics.nonzero(deviation), -40.0, 4.0)
     log_negative = jax.scipy.special.log_ndtr(-ratio)
     hazard = jnp.exp(jax.scipy.stats.norm.logpdf(ratio) - log_negative)
     margin = jnp.where(log_negative <= np.float32(np.log(1e-3)), -3 * deviation, mean - deviation * hazard)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 # Numbers that one array over several anchors may hold at a time, in `map_anchors`: 4 MB in float32.
@@ -53,8 +53,8 @@ def similarity_preserving(
     student, teacher, where = embeddings('similarity_preserving', student, teacher, axis, where)
 
     def similarities(x: jax.Array) -> jax.Array:
-        x = _numerics.unit_scale(x, axis=(0, 1))
-        return _numerics.l2_normalize(jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST), axis=1)
+        x = numerics.unit_scale(x, axis=(0, 1))
+        return numerics.l2_normalize(jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST), axis=1)
 
     return jnp.sum(jnp.square(similarities(teacher) - similarities(student))) / count(student, where) ** 2
 
@@ -91,20 +91,20 @@ def pkt(
       Passalis, Tefas. Learning Deep Representations with Probabilistic Knowledge Transfer. 2018.
       https://arxiv.org/abs/1803.10837
     """
-    _numerics.check_positive('pkt', epsilon=epsilon)
+    numerics.check_positive('pkt', epsilon=epsilon)
     student, teacher, where = embeddings('pkt', student, teacher, axis, where)
     pairs = None if where is None else where[:, None] & where[None, :]
 
     def log_neighbours(x: jax.Array) -> jax.Array:
-        x = _numerics.l2_normalize(x, axis=1)
+        x = numerics.l2_normalize(x, axis=1)
         # Rounding takes the cosine of opposite examples below -1.
         kernel = jnp.maximum((jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST) + 1) / 2, 0.0)
         total = jnp.sum(kernel, axis=1, keepdims=True, where=pairs)
-        return jnp.log(kernel / _numerics.nonzero(total) + jnp.float32(epsilon))
+        return jnp.log(kernel / numerics.nonzero(total) + jnp.float32(epsilon))
 
     log_t, log_s = log_neighbours(teacher), log_neighbours(student)
     # p_t = (p_t + ε) - ε. The first sums to the same for both networks, which `divergence` wants for its precision.
-    total = jnp.sum(_numerics.divergence(log_t, log_s, pairs)) - jnp.float32(epsilon) * jnp.sum(log_t - log_s, where=pairs)
+    total = jnp.sum(numerics.divergence(log_t, log_s, pairs)) - jnp.float32(epsilon) * jnp.sum(log_t - log_s, where=pairs)
     return total / count(student, where) ** 2
 
 
@@ -139,8 +139,8 @@ def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
     student, teacher, where = embeddings('rkd_distance', student, teacher, axis, where)
 
     def relative_distances(x: jax.Array) -> jax.Array:
-        distances = _numerics.root(squared_distances(_numerics.unit_scale(x, axis=(0, 1)), where))
-        return distances / _numerics.nonzero(_numerics.masked_mean(distances, (0, 1), distances != 0))
+        distances = numerics.root(squared_distances(numerics.unit_scale(x, axis=(0, 1)), where))
+        return distances / numerics.nonzero(numerics.masked_mean(distances, (0, 1), distances != 0))
 
     return jnp.sum(_huber(relative_distances(student) - relative_distances(teacher))) / count(student, where) ** 2
 
@@ -178,7 +178,7 @@ def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
     student, teacher, where = embeddings('rkd_angle', student, teacher, axis, where)
 
     def cosines(x: jax.Array, anchor: jax.Array) -> jax.Array:
-        directions = _numerics.l2_normalize(differences(x, anchor[None]), axis=1)
+        directions = numerics.l2_normalize(differences(x, anchor[None]), axis=1)
         if where is not None:
             directions = jnp.where(where[:, None], directions, 0.0)
         return jnp.matmul(directions, directions.T, precision=jax.lax.Precision.HIGHEST)
@@ -233,7 +233,7 @@ def correlation_congruence(
       Peng, Jin, Liu, Zhou, Wu, Liu, Zhou, Zhang. Correlation Congruence for Knowledge Distillation. 2019.
       https://arxiv.org/abs/1904.01802
     """
-    _numerics.check_positive('correlation_congruence', gamma=gamma, order=order)
+    numerics.check_positive('correlation_congruence', gamma=gamma, order=order)
     if variant not in ('kernel', 'adjacent'):
         raise ValueError(f"correlation_congruence: variant must be 'kernel' or 'adjacent', got {variant!r}")
     shapes = jnp.shape(student), jnp.shape(teacher)
@@ -248,7 +248,7 @@ def correlation_congruence(
     scale = 2 * jnp.asarray(gamma, jnp.float32)
 
     def kernel(x: jax.Array) -> jax.Array:
-        x = _numerics.l2_normalize(x, axis=1)
+        x = numerics.l2_normalize(x, axis=1)
         products = scale * jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
         series = jnp.ones_like(products)
         for power in range(order, 0, -1):
@@ -262,19 +262,19 @@ def embeddings(
     loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Student and teacher as [batch, features] in float32, zero outside `where`, and the examples of which anything is kept."""
-    sides = [_numerics.as_float32(f'{loss}: student', student), _numerics.as_float32(f'{loss}: teacher', teacher)]
+    sides = [numerics.as_float32(f'{loss}: student', student), numerics.as_float32(f'{loss}: teacher', teacher)]
     shapes = tuple(x.shape for x in sides)
     if min(x.ndim for x in sides) < 2:
         raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must be [batch, ...]')
     for shape in shapes:
-        _numerics.check_axis(loss, axis, shape)
-    sides = [_numerics.finite_or_nan(jnp.moveaxis(x, axis, -1)) for x in sides]
+        numerics.check_axis(loss, axis, shape)
+    sides = [numerics.finite_or_nan(jnp.moveaxis(x, axis, -1)) for x in sides]
     batch = sides[0].shape[0]
     if sides[1].shape[0] != batch:
         raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must have the same number of examples')
     if where is not None:
-        sides = [jnp.where(_numerics.leading_mask(loss, where, x.shape), x, 0.0) for x in sides]
-        where = _numerics.leading_mask(loss, where, (batch, 1))[:, 0]
+        sides = [jnp.where(numerics.leading_mask(loss, where, x.shape), x, 0.0) for x in sides]
+        where = numerics.leading_mask(loss, where, (batch, 1))[:, 0]
     student, teacher = (x.reshape(batch, math.prod(x.shape[1:])) for x in sides)
     return student, teacher, where
 
@@ -322,4 +322,4 @@ def _adjacent_products(differences: jax.Array, where: jax.Array | None) -> jax.A
     # Brings those that are kept to the front, in their order.
     order = jnp.argsort(~where, stable=True)
     differences, where = differences[order], where[order]
-    return _numerics.masked_mean(jnp.sum(differences[:-1] * differences[1:], axis=1), 0, where[1:])
+    return numerics.masked_mean(jnp.sum(differences[:-1] * differences[1:], axis=1), 0, where[1:])

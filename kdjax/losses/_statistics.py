@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.losses import _features, _numerics
+from kdjax import numerics, pooling
+from kdjax.losses import _features
 from kdjax.meshes import on_any_mesh
 
 # Below this share of the sum of the eigenvalues, float32 cannot tell an eigenvalue from 0.
@@ -58,8 +59,8 @@ def fsp(
       Yim, Joo, Bae, Kim. A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer Learning.
       2017. https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html
     """
-    student_in, teacher_in = _numerics.pair('fsp', student_in, teacher_in, axis, same_shape=False)
-    student_out, teacher_out = _numerics.pair('fsp', student_out, teacher_out, axis, same_shape=False)
+    student_in, teacher_in = numerics.pair('fsp', student_in, teacher_in, axis, same_shape=False)
+    student_out, teacher_out = numerics.pair('fsp', student_out, teacher_out, axis, same_shape=False)
     for student, teacher in ((student_in, teacher_in), (student_out, teacher_out)):
         if student.ndim != 4 or student.shape[::3] != teacher.shape[::3]:
             raise ValueError(
@@ -111,7 +112,7 @@ def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayL
     Reference:
       Huang, Wang. Like What You Like: Knowledge Distill via Neuron Selectivity Transfer. 2017. https://arxiv.org/abs/1707.01219
     """
-    maps = [_numerics.l2_normalize(x, axis=1) for x in _positions('nst', student, teacher, axis, where)]
+    maps = [numerics.l2_normalize(x, axis=1) for x in _positions('nst', student, teacher, axis, where)]
     positions, channels = maps[0].shape[1], [x.shape[2] for x in maps]
     if positions <= sum(channels):
         of_student, of_teacher = (_einsum('bpc,bqc->bpq', x, x) / count for x, count in zip(maps, channels, strict=True))
@@ -163,11 +164,11 @@ def singular_vectors(
       Lee, Kim, Song. Self-supervised Knowledge Distillation Using Singular Value Decomposition. 2018.
       https://arxiv.org/abs/1807.06819
     """
-    _numerics.check_positive('singular_vectors', rank=rank)
+    numerics.check_positive('singular_vectors', rank=rank)
     student, teacher = _positions('singular_vectors', student, teacher, axis, where)
     _, student_vectors = _left_singular_vectors(student, rank + 3)
     weights, teacher_vectors = _left_singular_vectors(teacher, rank)
-    total = _numerics.nonzero(jnp.sum(weights, axis=1, keepdims=True))
+    total = numerics.nonzero(jnp.sum(weights, axis=1, keepdims=True))
     cosines = jnp.abs(_einsum('bpk,bpj->bkj', teacher_vectors, student_vectors))
     # Rounding may bring the cosine of equal vectors above 1.
     distances = jnp.maximum(2 - 2 * jnp.max(cosines, axis=2), 0.0)
@@ -176,7 +177,7 @@ def singular_vectors(
 
 def _left_singular_vectors(matrices: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The largest squared singular values [batch, count], of a sum of 1, and left vectors of [batch, positions, channels]."""
-    matrices = _numerics.l2_normalize(matrices, axis=(1, 2))
+    matrices = numerics.l2_normalize(matrices, axis=(1, 2))
     positions, channels = matrices.shape[1:]
     if positions <= channels:
         values, vectors = _eigenvectors(_einsum('bpc,bqc->bpq', matrices, matrices))
@@ -186,7 +187,7 @@ def _left_singular_vectors(matrices: jax.Array, count: int) -> tuple[jax.Array, 
     values, vectors = values[:, ::-1][:, :count], vectors[:, :, ::-1][:, :, :count]
     absent = values <= _RANK_TOLERANCE
     vectors = jnp.where(absent[:, None], 0.0, vectors)
-    return jnp.where(absent, 0.0, values), _numerics.l2_normalize(vectors, axis=1)
+    return jnp.where(absent, 0.0, values), numerics.l2_normalize(vectors, axis=1)
 
 
 @jax.custom_jvp
@@ -220,7 +221,7 @@ def _positions(
 
 def _flatten_positions(images: jax.Array, size: tuple[int, int], where: jax.Array | None) -> jax.Array:
     """[batch, height, width, channels] as [batch, positions of a size, channels], zero outside `where` of that size."""
-    pooled = _features.average_pool(images, size)
+    pooled = pooling.average_pool(images, size)
     kept = pooled if where is None else jnp.where(where[..., None], pooled, 0.0)
     return kept.reshape(images.shape[0], size[0] * size[1], images.shape[3])
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -53,9 +53,9 @@ def binary_labels(
     integers = jnp.issubdtype(labels.dtype, jnp.integer)
     if not (integers or labels.dtype == jnp.bool_ or jnp.issubdtype(labels.dtype, jnp.floating)):
         raise ValueError(f'binary_labels: labels must be boolean, integer or floating point, got {labels.dtype}')
-    where = _numerics.mask('binary_labels', where, jnp.shape(logits), axis)
-    zero = _numerics.log_zero(logits)
-    logits = _numerics.as_float32('binary_labels: logits', logits)
+    where = numerics.mask('binary_labels', where, jnp.shape(logits), axis)
+    zero = numerics.log_zero(logits)
+    logits = numerics.as_float32('binary_labels: logits', logits)
     _same_shape('binary_labels', axis, logits=logits, labels=labels)
     logits, labels = jnp.moveaxis(logits, axis, -1), jnp.moveaxis(labels, axis, -1)
     weights = _class_weights(class_weights, logits.shape[-1])
@@ -65,7 +65,7 @@ def binary_labels(
     kept = kept & (labels >= 0) if integers else kept
     targets = jnp.where(kept, labels.astype(jnp.float32), 0.0)
     wrong = ~((targets >= 0) & (targets <= 1))
-    found, numbers = _numerics.known(wrong), _numerics.known(targets)
+    found, numbers = numerics.known(wrong), numerics.known(targets)
     if found is not None and np.any(found):
         raise ValueError(
             f'binary_labels: labels must be 0 or 1, negative integers where they are not known, or probabilities, '
@@ -107,15 +107,15 @@ def binary_soft_targets(
     Reference:
       Yang, Xie, Zong, Feng, Niu, Sugiyama, Huang. Multi-Label Knowledge Distillation. 2023. https://arxiv.org/abs/2308.06453
     """
-    _numerics.check_positive('binary_soft_targets', temperature=temperature)
-    where = _numerics.mask('binary_soft_targets', where, jnp.shape(student), axis)
-    zero = _numerics.log_zero(student, teacher)
-    student, teacher = _numerics.pair('binary_soft_targets', student, teacher, axis)
+    numerics.check_positive('binary_soft_targets', temperature=temperature)
+    where = numerics.mask('binary_soft_targets', where, jnp.shape(student), axis)
+    zero = numerics.log_zero(student, teacher)
+    student, teacher = numerics.pair('binary_soft_targets', student, teacher, axis)
     if where is not None:
         student, teacher = jnp.where(where, student, 0.0), jnp.where(where, teacher, 0.0)
     temperature = jnp.asarray(temperature, jnp.float32)
     log_s, log_t = (jnp.stack(_log_probabilities(x, temperature, zero), axis=-1) for x in (student, teacher))
-    return jnp.square(temperature) * _numerics.masked_mean(_numerics.divergence(log_t, log_s), -1, where)
+    return jnp.square(temperature) * numerics.masked_mean(numerics.divergence(log_t, log_s), -1, where)
 
 
 @on_any_mesh
@@ -154,13 +154,13 @@ def regression(
       Huber. Robust Estimation of a Location Parameter. 1964. https://doi.org/10.1214/aoms/1177703732
     """
     if delta is not None:
-        _numerics.check_positive('regression', delta=delta)
+        numerics.check_positive('regression', delta=delta)
     (errors,), where = _errors('regression', axis, where, targets, student=student)
     if delta is None:
-        return _numerics.masked_mean(jnp.square(errors), -1, where)
+        return numerics.masked_mean(jnp.square(errors), -1, where)
     delta, size = jnp.asarray(delta, jnp.float32), jnp.abs(errors)
     near = jnp.minimum(size, delta)
-    return _numerics.masked_mean(jnp.square(near) / 2 + delta * (size - near), -1, where)
+    return numerics.masked_mean(jnp.square(near) / 2 + delta * (size - near), -1, where)
 
 
 @on_any_mesh
@@ -202,7 +202,7 @@ def bounded_regression(
       Chen, Choi, Yu, Han, Chandraker. Learning Efficient Object Detection Models with Knowledge Distillation. 2017.
       https://papers.nips.cc/paper/6676-learning-efficient-object-detection-models-with-knowledge-distillation
     """
-    _numerics.check_scalars('bounded_regression', margin=margin)
+    numerics.check_scalars('bounded_regression', margin=margin)
     errors, where = _errors('bounded_regression', axis, where, targets, student=student, teacher=teacher)
     of_student, of_teacher = (jnp.sum(jnp.square(x), axis=-1, where=where) for x in errors)
     counts = of_student + jnp.asarray(margin, jnp.float32) > of_teacher
@@ -222,9 +222,9 @@ def _errors(
     loss: str, axis: int, where: ArrayLike | None, targets: ArrayLike, **sides: ArrayLike
 ) -> tuple[list[jax.Array], jax.Array | None]:
     """The differences of the networks' outputs from the targets, with `axis` last, 0 where they are not kept; and the mask."""
-    where = _numerics.mask(loss, where, jnp.shape(sides['student']), axis)
-    targets = _numerics.as_float32(f'{loss}: targets', targets)
-    sides = {name: _numerics.as_float32(f'{loss}: {name}', x) for name, x in sides.items()}
+    where = numerics.mask(loss, where, jnp.shape(sides['student']), axis)
+    targets = numerics.as_float32(f'{loss}: targets', targets)
+    sides = {name: numerics.as_float32(f'{loss}: {name}', x) for name, x in sides.items()}
     _same_shape(loss, axis, **sides, targets=targets)
     targets, *outputs = (jnp.moveaxis(x, axis, -1) for x in (targets, *sides.values()))
     if where is not None:
@@ -235,17 +235,17 @@ def _errors(
 
 def _same_shape(loss: str, axis: int, **arrays: jax.Array) -> None:
     first, *_ = arrays.values()
-    _numerics.check_axis(loss, axis, first.shape)
+    numerics.check_axis(loss, axis, first.shape)
     if any(x.shape != first.shape for x in arrays.values()):
         told = ', '.join(f'{name} {x.shape}' for name, x in arrays.items())
         raise ValueError(f'{loss}: shapes must be the same, got {told}')
 
 
 def _class_weights(weights: ArrayLike | None, classes: int) -> jax.Array:
-    weights = jnp.ones(classes) if weights is None else _numerics.as_float32('binary_labels: class_weights', weights)
+    weights = jnp.ones(classes) if weights is None else numerics.as_float32('binary_labels: class_weights', weights)
     if weights.shape != (classes,):
         raise ValueError(f'binary_labels: class_weights must be [classes], ({classes},), got {weights.shape}')
-    numbers = _numerics.known(weights)
+    numbers = numerics.known(weights)
     if numbers is not None and not np.all(numbers >= 0):
         raise ValueError(f'binary_labels: class_weights must not be negative, got {numbers.tolist()}')
     return weights

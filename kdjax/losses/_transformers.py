@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -45,13 +45,13 @@ def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, whe
       https://arxiv.org/abs/1910.01108
       Sun, Cheng, Gan, Liu. Patient Knowledge Distillation for BERT Model Compression. 2019. https://arxiv.org/abs/1908.09355
     """
-    student, teacher = _numerics.pair('hidden_cosine', student, teacher, axis)
+    student, teacher = numerics.pair('hidden_cosine', student, teacher, axis)
     if student.ndim != 3:
         raise ValueError(f'hidden_cosine: hidden states must be [batch, tokens, width], got {student.shape}')
-    where = _numerics.mask('hidden_cosine', True if where is None else where, student.shape[:2], -1)
-    student, teacher = (jnp.where(where[:, :, None], _numerics.finite_or_nan(x), 0.0) for x in (student, teacher))
-    difference = _numerics.l2_normalize(student, axis=-1) - _numerics.l2_normalize(teacher, axis=-1)
-    return _numerics.masked_mean(0.5 * jnp.sum(jnp.square(difference), axis=-1), -1, where)
+    where = numerics.mask('hidden_cosine', True if where is None else where, student.shape[:2], -1)
+    student, teacher = (jnp.where(where[:, :, None], numerics.finite_or_nan(x), 0.0) for x in (student, teacher))
+    difference = numerics.l2_normalize(student, axis=-1) - numerics.l2_normalize(teacher, axis=-1)
+    return numerics.masked_mean(0.5 * jnp.sum(jnp.square(difference), axis=-1), -1, where)
 
 
 @on_any_mesh
@@ -93,8 +93,8 @@ def attention_maps(
     """
     if variant not in ('mean_square', 'kl'):
         raise ValueError(f"attention_maps: variant must be 'mean_square' or 'kl', got {variant!r}")
-    zero = _numerics.log_zero(student, teacher)
-    student, teacher = _numerics.pair('attention_maps', student, teacher, -1)
+    zero = numerics.log_zero(student, teacher)
+    student, teacher = numerics.pair('attention_maps', student, teacher, -1)
     if student.ndim != 4 or student.shape[2] != student.shape[3]:
         raise ValueError(f'attention_maps: scores must be [batch, heads, tokens, tokens], got {student.shape}')
     where = _kept('attention_maps', where, student.shape)
@@ -103,7 +103,7 @@ def attention_maps(
         return _divergence(jnp.where(keep, student, 0.0), jnp.where(keep, teacher, 0.0), where, zero)
     keep &= ~jnp.isneginf(student) & ~jnp.isneginf(teacher)
     difference = jnp.where(keep, student, 0.0) - jnp.where(keep, teacher, 0.0)
-    return _numerics.masked_mean(jnp.square(difference), (1, 2, 3), keep)
+    return numerics.masked_mean(jnp.square(difference), (1, 2, 3), keep)
 
 
 @on_any_mesh
@@ -136,7 +136,7 @@ def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike 
       Wang, Bao, Huang, Dong, Wei. MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained
       Transformers. 2021. https://arxiv.org/abs/2012.15828
     """
-    student, teacher = _numerics.pair('value_relations', student, teacher, -1, same_shape=False)
+    student, teacher = numerics.pair('value_relations', student, teacher, -1, same_shape=False)
     if student.ndim != 4 or student.shape[:3] != teacher.shape[:3]:
         raise ValueError(
             'value_relations: student and teacher must be [batch, heads, tokens, width] with the same batch, heads and '
@@ -145,7 +145,7 @@ def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike 
     where = _kept('value_relations', where, student.shape)
 
     def relations(values: jax.Array) -> jax.Array:
-        values = jnp.where(where[:, None, :, None], _numerics.finite_or_nan(values), 0.0)
+        values = jnp.where(where[:, None, :, None], numerics.finite_or_nan(values), 0.0)
         products = jnp.einsum('bhqd,bhkd->bhqk', values, values, precision=jax.lax.Precision.HIGHEST)
         return products / np.float32(np.sqrt(values.shape[-1]))
 
@@ -154,11 +154,11 @@ def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike 
 
 def _kept(loss: str, where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array:
     """The mask [batch, tokens] for an array [batch, heads, tokens, ...]."""
-    return _numerics.mask(loss, True if where is None else where, (shape[0], shape[2]), -1)
+    return numerics.mask(loss, True if where is None else where, (shape[0], shape[2]), -1)
 
 
-def _divergence(student: jax.Array, teacher: jax.Array, where: jax.Array, zero: float = _numerics.LOG_ZERO) -> jax.Array:
+def _divergence(student: jax.Array, teacher: jax.Array, where: jax.Array, zero: float = numerics.LOG_ZERO) -> jax.Array:
     """The mean over heads and kept queries of KL(t || s), from scores [batch, heads, queries, keys]."""
     keys = where[:, None, None, :]
-    log_s, log_t = (_numerics.log_softmax(scores, where=keys, zero=zero) for scores in (student, teacher))
-    return _numerics.masked_mean(_numerics.divergence(log_t, log_s), (1, 2), where[:, None, :])
+    log_s, log_t = (numerics.log_softmax(scores, where=keys, zero=zero) for scores in (student, teacher))
+    return numerics.masked_mean(numerics.divergence(log_t, log_s), (1, 2), where[:, None, :])

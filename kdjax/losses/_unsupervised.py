@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.losses._features import activations
 from kdjax.meshes import on_any_mesh
 
@@ -81,8 +81,8 @@ def attention_distillation(
     student, teacher, where = activations('attention_distillation', student, teacher, axis, where)
     inner = tuple(range(1, student.ndim))
     if variant == 'layer':
-        attention = jnp.exp(_numerics.log_softmax(teacher, where=where))
-        return _numerics.masked_mean(jnp.square((student - teacher) * attention), inner, where)
+        attention = jnp.exp(numerics.log_softmax(teacher, where=where))
+        return numerics.masked_mean(jnp.square((student - teacher) * attention), inner, where)
     product = jnp.sum(teacher * student, axis=inner, where=where)
     return jnp.square(product) + jnp.sum(jnp.square(student), axis=inner, where=where)
 
@@ -107,10 +107,10 @@ def activation_size(features: ArrayLike, *, where: ArrayLike | None = None) -> j
     >>> print(activation_size(jnp.array([[3., 4.], [0., 1.]])))
     [25. 1.]
     """
-    features = _numerics.as_float32('activation_size: features', features)
+    features = numerics.as_float32('activation_size: features', features)
     if features.ndim < 1:
         raise ValueError(f'activation_size: features must be [batch, ...], got {features.shape}')
-    features, where = _numerics.finite_or_nan(features), _numerics.mask('activation_size', where, features.shape, -1)
+    features, where = numerics.finite_or_nan(features), numerics.mask('activation_size', where, features.shape, -1)
     features = features if where is None else jnp.where(where, features, 0.0)
     return jnp.sum(jnp.square(features), axis=tuple(range(1, features.ndim)))
 
@@ -154,19 +154,19 @@ def diversity(
     >>> print(diversity(certain), diversity(collapsed), diversity(unsure))
     0.0 7.61 0.9996
     """
-    _numerics.check_positive('diversity', threshold=threshold, sharpness=sharpness)
-    _numerics.check_share('diversity', threshold=threshold)
-    _numerics.check_scalars('diversity', beta=beta)
-    logits = _numerics.as_float32('diversity: logits', logits)
+    numerics.check_positive('diversity', threshold=threshold, sharpness=sharpness)
+    numerics.check_share('diversity', threshold=threshold)
+    numerics.check_scalars('diversity', beta=beta)
+    logits = numerics.as_float32('diversity: logits', logits)
     if logits.ndim < 2:
         raise ValueError(f'diversity: logits must be [batch, classes], or have more axes between, got {logits.shape}')
-    _numerics.check_axis('diversity', axis, logits.shape)
+    numerics.check_axis('diversity', axis, logits.shape)
     logits = jnp.moveaxis(logits, axis, -1)
-    _numerics.check_classes('diversity', logits.shape)
+    numerics.check_classes('diversity', logits.shape)
     *positions, classes = logits.shape
-    where = _numerics.leading_mask('diversity', True if where is None else where, logits.shape)
+    where = numerics.leading_mask('diversity', True if where is None else where, logits.shape)
     where = jnp.broadcast_to(where[..., 0], positions).reshape(math.prod(positions))
-    log_p = _numerics.log_softmax(jnp.where(where[:, None], logits.reshape(where.size, classes), 0.0))
+    log_p = numerics.log_softmax(jnp.where(where[:, None], logits.reshape(where.size, classes), 0.0))
     threshold, sharpness, beta = (jnp.asarray(x, jnp.float32) for x in (threshold, sharpness, beta))
 
     certainty = jnp.max(jnp.exp(log_p), axis=-1)
@@ -175,6 +175,6 @@ def diversity(
 
     kept = jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
     uniform = jnp.full(classes, -np.log(classes), jnp.float32)
-    log_mean = jax.nn.logsumexp(jnp.where(where[:, None], log_p, 2 * _numerics.LOG_ZERO), axis=0) - jnp.log(kept)
-    uneven = classes * _numerics.divergence(uniform, jnp.where(jnp.any(where), log_mean, uniform))
-    return _numerics.masked_mean(unsure, 0, where) + beta * uneven
+    log_mean = jax.nn.logsumexp(jnp.where(where[:, None], log_p, 2 * numerics.LOG_ZERO), axis=0) - jnp.log(kept)
+    uneven = classes * numerics.divergence(uniform, jnp.where(jnp.any(where), log_mean, uniform))
+    return numerics.masked_mean(unsure, 0, where) + beta * uneven

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kdjax.losses import _numerics
+from kdjax import numerics
 from kdjax.meshes import on_any_mesh
 
 
@@ -58,13 +58,13 @@ def top_k_soft_targets(
     Reference:
       Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https://arxiv.org/abs/1503.02531
     """
-    _numerics.check_positive('top_k_soft_targets', temperature=temperature)
-    where = _numerics.mask('top_k_soft_targets', where, jnp.shape(student), axis)
-    zero = _numerics.log_zero(student, top_logits)
-    student = _numerics.as_float32('top_k_soft_targets: student', student)
-    top_logits = _numerics.as_float32('top_k_soft_targets: top_logits', top_logits)
-    rest = _numerics.as_float32('top_k_soft_targets: rest', rest)
-    _numerics.check_axis('top_k_soft_targets', axis, student.shape)
+    numerics.check_positive('top_k_soft_targets', temperature=temperature)
+    where = numerics.mask('top_k_soft_targets', where, jnp.shape(student), axis)
+    zero = numerics.log_zero(student, top_logits)
+    student = numerics.as_float32('top_k_soft_targets: student', student)
+    top_logits = numerics.as_float32('top_k_soft_targets: top_logits', top_logits)
+    rest = numerics.as_float32('top_k_soft_targets: rest', rest)
+    numerics.check_axis('top_k_soft_targets', axis, student.shape)
     fits = top_logits.ndim == student.ndim and top_logits.shape == jnp.shape(top_indices)
     student = jnp.moveaxis(student, axis, -1)
     if fits:
@@ -79,21 +79,21 @@ def top_k_soft_targets(
         raise ValueError(f'top_k_soft_targets: top_indices must be integer class indices, got {indices.dtype}')
 
     classes = student.shape[-1]
-    _numerics.check_classes('top_k_soft_targets', student.shape)
-    _numerics.check_indices('top_k_soft_targets', 'top_indices', top_indices, classes)
+    numerics.check_classes('top_k_soft_targets', student.shape)
+    numerics.check_indices('top_k_soft_targets', 'top_indices', top_indices, classes)
     wrong = jnp.any((indices < 0) | (indices >= classes), axis=-1)
 
     temperature = jnp.asarray(temperature, jnp.float32)
-    log_s = _numerics.log_softmax(student, temperature, where, zero)
+    log_s = numerics.log_softmax(student, temperature, where, zero)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
     indices = jnp.clip(indices.astype(jnp.int32), 0, classes - 1)
     others = jnp.put_along_axis(kept, indices, jnp.bool_(False), axis=-1, inplace=False)
-    log_other = jax.nn.logsumexp(jnp.where(others, log_s, _numerics.LOG_ZERO), axis=-1, keepdims=True)
+    log_other = jax.nn.logsumexp(jnp.where(others, log_s, numerics.LOG_ZERO), axis=-1, keepdims=True)
     log_s = jnp.concatenate([jnp.take_along_axis(log_s, indices, axis=-1), log_other], axis=-1)
     buckets = [jnp.take_along_axis(kept, indices, axis=-1), jnp.any(others, axis=-1, keepdims=True)]
     kept = jnp.concatenate(buckets, axis=-1)
-    log_t = _numerics.log_softmax(jnp.concatenate([top_logits / temperature, rest[..., None]], axis=-1), where=kept)
-    divergence = jnp.where(wrong, jnp.nan, _numerics.divergence(log_t, log_s, kept))
+    log_t = numerics.log_softmax(jnp.concatenate([top_logits / temperature, rest[..., None]], axis=-1), where=kept)
+    divergence = jnp.where(wrong, jnp.nan, numerics.divergence(log_t, log_s, kept))
     return jnp.square(temperature) * divergence
 
 
@@ -125,12 +125,12 @@ def top_k_logits(
     >>> print(logits, indices, rest)
     [7. 5.] [3 1] 0.693
     """
-    _numerics.check_positive('top_k_logits', temperature=temperature)
-    where = _numerics.mask('top_k_logits', where, jnp.shape(teacher), axis)
-    teacher = _numerics.as_float32('top_k_logits: teacher', teacher)
-    _numerics.check_axis('top_k_logits', axis, teacher.shape)
+    numerics.check_positive('top_k_logits', temperature=temperature)
+    where = numerics.mask('top_k_logits', where, jnp.shape(teacher), axis)
+    teacher = numerics.as_float32('top_k_logits: teacher', teacher)
+    numerics.check_axis('top_k_logits', axis, teacher.shape)
     teacher = jnp.moveaxis(teacher, axis, -1)
-    _numerics.check_classes('top_k_logits', teacher.shape)
+    numerics.check_classes('top_k_logits', teacher.shape)
     if not 1 <= k <= teacher.shape[-1]:
         raise ValueError(f'top_k_logits: k must be between 1 and the number of classes, {teacher.shape[-1]}, got {k}')
     if where is not None:
@@ -138,8 +138,8 @@ def top_k_logits(
     logits, indices = jax.lax.top_k(teacher, k)
     others = jnp.put_along_axis(teacher, indices, jnp.float32(-jnp.inf), axis=-1, inplace=False)
     possible = ~jnp.isneginf(others)
-    scaled = jnp.where(possible, others, _numerics.LOG_ZERO) / jnp.asarray(temperature, jnp.float32)
-    rest = jax.nn.logsumexp(jnp.where(possible, scaled, _numerics.LOG_ZERO), axis=-1)
+    scaled = jnp.where(possible, others, numerics.LOG_ZERO) / jnp.asarray(temperature, jnp.float32)
+    rest = jax.nn.logsumexp(jnp.where(possible, scaled, numerics.LOG_ZERO), axis=-1)
     rest = jnp.where(jnp.any(possible, axis=-1), rest, -jnp.inf)
     return jnp.moveaxis(logits, -1, axis), jnp.moveaxis(indices.astype(jnp.int32), -1, axis), rest
 
@@ -184,11 +184,11 @@ def subset_soft_targets(
       Vongkulbhisal, Vinayavekhin, Visentini-Scarzanella. Unifying Heterogeneous Classifiers with Distillation. 2019.
       https://arxiv.org/abs/1904.06062
     """
-    _numerics.check_positive('subset_soft_targets', temperature=temperature)
-    zero = _numerics.log_zero(student, teacher)
-    student = _numerics.as_float32('subset_soft_targets: student', student)
-    teacher = _numerics.as_float32('subset_soft_targets: teacher', teacher)
-    _numerics.check_axis('subset_soft_targets', axis, student.shape)
+    numerics.check_positive('subset_soft_targets', temperature=temperature)
+    zero = numerics.log_zero(student, teacher)
+    student = numerics.as_float32('subset_soft_targets: student', student)
+    teacher = numerics.as_float32('subset_soft_targets: teacher', teacher)
+    numerics.check_axis('subset_soft_targets', axis, student.shape)
     classes = _class_indices(classes, student.shape[axis])
     expected = list(student.shape)
     expected[axis] = classes.size
@@ -197,12 +197,12 @@ def subset_soft_targets(
             f'subset_soft_targets: student {student.shape} and teacher {teacher.shape} do not fit: '
             f'with {classes.size} classes the teacher must be {tuple(expected)}'
         )
-    where = _numerics.mask('subset_soft_targets', where, teacher.shape, axis)
+    where = numerics.mask('subset_soft_targets', where, teacher.shape, axis)
     of_classes = jnp.take(student, classes, axis=axis, mode='fill', fill_value=jnp.nan)
     student, teacher = (jnp.moveaxis(x, axis, -1) for x in (of_classes, teacher))
-    _numerics.check_classes('subset_soft_targets', teacher.shape)
-    log_s, log_t = (_numerics.log_softmax(x, temperature, where, zero) for x in (student, teacher))
-    return jnp.square(jnp.asarray(temperature, jnp.float32)) * _numerics.divergence(log_t, log_s, where)
+    numerics.check_classes('subset_soft_targets', teacher.shape)
+    log_s, log_t = (numerics.log_softmax(x, temperature, where, zero) for x in (student, teacher))
+    return jnp.square(jnp.asarray(temperature, jnp.float32)) * numerics.divergence(log_t, log_s, where)
 
 
 def _class_indices(classes: ArrayLike | Sequence[int], count: int) -> jax.Array:
@@ -213,7 +213,7 @@ def _class_indices(classes: ArrayLike | Sequence[int], count: int) -> jax.Array:
         raise ValueError(
             f'subset_soft_targets: classes must be a vector of integers, got {classes.dtype} of shape {classes.shape}'
         )
-    numbers = _numerics.known(classes)
+    numbers = numerics.known(classes)
     if numbers is not None and len(np.unique(numbers)) < len(numbers):
         raise ValueError(f'subset_soft_targets: classes must not repeat, got {numbers.tolist()}')
-    return _numerics.check_indices('subset_soft_targets', 'classes', classes, count)
+    return numerics.check_indices('subset_soft_targets', 'classes', classes, count)

@@ -2,7 +2,7 @@
 
 from kdjax.models._cnn import CNN
 from kdjax.models._convolutions import cpu_convolution, im2col_convolution
-from kdjax.models._layers import Convolution
+from kdjax.models._layers import Convolution, max_pool
 from kdjax.models._mlp import MLP
 from kdjax.models._mobilenet import MobileNetV2
 from kdjax.models._narrowing import narrow
@@ -31,6 +31,7 @@ __all__ = [
     'WideResNet',
     'cpu_convolution',
     'im2col_convolution',
+    'max_pool',
     'narrow',
     'winograd_convolution',
 ]

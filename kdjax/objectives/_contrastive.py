@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from kdjax import losses
 from kdjax.batches import Batch, counted_examples
-from kdjax.losses._contrastive import ClassIndex
+from kdjax.losses import ClassIndex
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives._arguments import batch_mean, feature_pair, require_entry

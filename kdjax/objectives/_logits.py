@@ -1,4 +1,4 @@
-"""Objectives on logits: the losses of `kdjax.losses._logits` and the labels' own cross-entropy."""
+"""Objectives on logits: the losses of logits and the labels' own cross-entropy."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from kdjax import losses
 from kdjax.batches import Batch
-from kdjax.losses._numerics import LOG_ZERO
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
+from kdjax.numerics import LOG_ZERO
 from kdjax.objectives._arguments import batch_mean, require_entry, require_feature, require_logits
 from kdjax.objectives._labels import check_classes, class_labels, labels_check, nan_outside
 from kdjax.objectives._objective import Objective, Term, Weight, from_function, with_check

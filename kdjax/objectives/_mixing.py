@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.batches import Batch
-from kdjax.losses._numerics import LOG_ZERO
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
+from kdjax.numerics import LOG_ZERO
 from kdjax.objectives._arguments import batch_mean, require_entry, require_logits
 from kdjax.objectives._labels import class_labels, labels_check, nan_outside
 from kdjax.objectives._objective import Objective, from_function, with_check

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.batches import Batch, counts
-from kdjax.losses._features import average_pool
-from kdjax.losses._numerics import masked_mean
+from kdjax.numerics import masked_mean
+from kdjax.pooling import average_pool
 
 
 def zero_outside(where: jax.Array | None, x: jax.Array) -> jax.Array:
@@ -79,7 +79,7 @@ def positions_average(batch: Batch, x: jax.Array) -> jax.Array:
 
 
 def pool_positions(batch: Batch, x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """`losses.features.average_pool` of an image in float32, over what counts in each window; 0 where nothing does."""
+    """`pooling.average_pool` of an image in float32, over what counts in each window; 0 where nothing does."""
     where, x = feature_counts(batch, x.shape), x.astype(jnp.float32)
     if where is None or x.shape[1:3] == size:
         return average_pool(zero_outside(where, x), size)

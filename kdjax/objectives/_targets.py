@@ -1,4 +1,4 @@
-"""Objectives for several labels at a time and for numbers: the losses of `kdjax.losses._targets`.
+"""Objectives for several labels at a time and for numbers: the losses of `kdjax.losses` of those names.
 
 Logits are [batch, positions, outputs] and `batch['labels']` has their shape; those of one output may lack the last axis.
 `batch['mask']` is of examples or positions, or has the shape of the logits and says which single labels there are.

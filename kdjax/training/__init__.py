@@ -12,7 +12,7 @@ from kdjax.training._preemption import Preempted
 from kdjax.training._reading import NonFiniteLossError
 from kdjax.training._recording import record_teacher, recorded_teacher
 from kdjax.training._step import distillation
-from kdjax.training._streaming import JoinedSource, Source, streaming_epoch
+from kdjax.training._streaming import JoinedSource, Source, read_batches, streaming_epoch
 from kdjax.training._sweeps import sweep
 from kdjax.training._transformation import transform_batches
 
@@ -36,6 +36,7 @@ __all__ = [
     'in_memory_epoch',
     'loader_epoch',
     'one_view',
+    'read_batches',
     'record_teacher',
     'recorded_teacher',
     'restore',

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from kdjax.batches import Batch, check_batch, count_examples, take_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.parallel._sharding import check_divisible, distribute
+from kdjax.parallel import check_divisible, distribute
 from kdjax.problems import Problem, TrainState
 from kdjax.training._augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
 

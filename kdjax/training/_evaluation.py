@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from kdjax.batches import Batch, check_batch, count_examples, take_examples
 from kdjax.metrics import Metric, Sums, accuracy, add, agreement, calibration_error, nll
 from kdjax.networks import Network, Outputs, Variables
-from kdjax.parallel._sharding import mesh_of, shard_batch
+from kdjax.parallel import mesh_of, shard_batch
 from kdjax.training._streaming import Source, stack_examples
 
 Evaluate = Callable[..., dict[str, Sums]]

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from kdjax.batches import Batch, count_examples, take_examples
-from kdjax.parallel._sharding import check_divisible, replicate
+from kdjax.parallel import check_divisible, replicate
 from kdjax.problems import Problem
 from kdjax.training import _fingerprints
 from kdjax.training._augmentation import Augment, Views, check_recorded, one_view

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from kdjax.batches import Batch, check_batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.parallel._sharding import distribute, shard_batch
+from kdjax.parallel import distribute, shard_batch
 from kdjax.problems import Problem, TrainState
 from kdjax.training._augmentation import Augment, augmented
 from kdjax.training._epochs import Epoch, Stop, cached, stream

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.parallel._sharding import shard
+from kdjax.parallel import shard
 from kdjax.problems import Problem, TrainState
 from kdjax.training import _checkpoints, _preemption
 from kdjax.training._augmentation import Augment, Views

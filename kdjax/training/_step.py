@@ -11,7 +11,7 @@ from kdjax.batches import Batch, check_batch, take_examples
 from kdjax.metrics import Average, mean
 from kdjax.networks import Network, Outputs, Variables
 from kdjax.objectives import Objective
-from kdjax.optimizers._freezing import keep_frozen_state
+from kdjax.optimizers import keep_frozen_state
 from kdjax.problems import Problem, TrainState
 from kdjax.pruning import check_outermost
 

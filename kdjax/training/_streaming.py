@@ -17,7 +17,7 @@ from kdjax import paths
 from kdjax.batches import Batch, count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
-from kdjax.parallel._sharding import check_divisible, distribute, shard_batch
+from kdjax.parallel import check_divisible, distribute, shard_batch
 from kdjax.problems import Problem, TrainState
 from kdjax.training._augmentation import Augment, Views, augmented, check_augmentation, check_recorded, in_view
 from kdjax.training._epochs import Epoch, Stop, cached, steps_per_epoch, stream

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdjax import losses
-from kdjax.losses._features import average_pool
+from kdjax.pooling import average_pool
 
 BATCH = 2
 EXAMPLES = settings(max_examples=25, deadline=None, derandomize=True, database=None)
