@@ -24,8 +24,8 @@ import tyro
 
 from experiments import architectures, figures, reporting, runs
 from experiments.architectures import ARCHITECTURES
-from experiments.recipes import RECIPES, Pair
 from kdjax import data, metrics, networks, objectives, training
+from kdjax.recipes import RECIPES
 
 AUGMENTATIONS = {
     'none': None,
@@ -47,7 +47,7 @@ class Config:
     student: Literal[tuple(ARCHITECTURES)] = 'cnn_8_16'
     """The network that learns."""
     recipe: Literal[tuple(RECIPES)] = 'soft_targets'
-    """What it learns; see experiments/recipes.py."""
+    """What it learns; see `kdjax.recipes`."""
     seeds: int = 3
     """Number of students, all of one teacher."""
     labels: int | None = None
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
     teacher, student = network(config.teacher), network(config.student)
     # Where only some have labels, which they are differs from seed to seed: contrastive recipes then go by the example alone.
     train_labels = dataset.train['labels'] if config.labels is None else np.full_like(dataset.train['labels'], -1)
-    pair = Pair.of(ARCHITECTURES[config.student], ARCHITECTURES[config.teacher], steps, config.epochs, train_labels)
+    pair = architectures.pair(ARCHITECTURES[config.student], ARCHITECTURES[config.teacher], steps, config.epochs, train_labels)
     labels = objectives.hard_labels()
     teaching = training.distillation(teacher, None, labels, optimizer())
     alone = training.distillation(student, None, labels, optimizer())

@@ -5,7 +5,7 @@
 
 A teacher is trained once, on all training examples; the students see `--examples` of them, with labels. A method's students, of
 all seeds, alone and with 0.9 · soft targets (T = 4) added, train in one vmapped program that shares batches and the teacher's
-forward pass. Weights are the published ones (experiments/recipes.py), learning rates were chosen on the validation
+forward pass. Weights are the published ones (`kdjax.recipes`), learning rates were chosen on the validation
 split for soft targets alone, and the test split is read once, for the last epoch of each student. Images are averaged down to
 at most 12 x 12, so that a CPU can do it. Methods on attention have a pair of transformers of their own.
 """
@@ -26,10 +26,10 @@ import tyro
 from tqdm.auto import tqdm
 
 from experiments import architectures, figures, reporting, runs
-from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
 from kdjax import data, metrics, models, networks, objectives, parallel, training
 from kdjax.batches import Batch, take_examples
 from kdjax.pooling import average_pool
+from kdjax.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
 
 BATCH_SIZE = 64
 LARGEST_IMAGE = 12
@@ -170,7 +170,7 @@ def compare(
 
     evaluate = training.evaluator(student)
     steps = training.steps_per_epoch(transfer, BATCH_SIZE)
-    pair = Pair.of(family.student, family.teacher, steps, config.epochs, transfer['labels'])
+    pair = architectures.pair(family.student, family.teacher, steps, config.epochs, transfer['labels'])
     baseline = None
     for method in family.recipes:
         if config.methods and method not in (BASELINE, *config.methods):

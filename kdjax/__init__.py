@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdjax import problems as problems
     from kdjax import pruning as pruning
     from kdjax import quantization as quantization
+    from kdjax import recipes as recipes
     from kdjax import regimes as regimes
     from kdjax import training as training
 
@@ -51,6 +52,7 @@ _PACKAGES = (
     'problems',
     'pruning',
     'quantization',
+    'recipes',
     'regimes',
     'training',
 )

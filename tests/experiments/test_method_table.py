@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from experiments import architectures, method_table, runs
-from experiments.recipes import RECIPES
+from kdjax.recipes import RECIPES
 
 SMALL = architectures.resnet(8, (2, 2, 2, 2))
 

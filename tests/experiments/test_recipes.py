@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from experiments import architectures
-from experiments.recipes import RECIPES, TRANSFORMER_RECIPES, Pair
 from kdjax import training
+from kdjax.recipes import RECIPES, TRANSFORMER_RECIPES
 
 BATCH = 8
 
@@ -52,7 +52,7 @@ def train(recipe, name, student, teacher, steps=4):
         'labels': jnp.asarray(rng.integers(0, 3, BATCH), jnp.int32),
         'index': jnp.arange(BATCH),
     }
-    pair = Pair.of(student, teacher, 2, 2, np.asarray(batch['labels']))
+    pair = architectures.pair(student, teacher, 2, 2, np.asarray(batch['labels']))
     networks = [architectures.network(x, 3, recipe=name) for x in (student, teacher)]
     problem = training.distillation(*networks, recipe(pair), optax.sgd(1e-3))
     state = problem.init(jax.random.key(0), batch)

@@ -1,0 +1,77 @@
+"""Recipes for logits alone, or with labels."""
+
+from kdjax import objectives
+from kdjax.objectives import Objective
+from kdjax.recipes._pair import Pair, warm_up
+
+
+def soft_targets(pair: Pair) -> Objective:
+    """Hinton 2015: 0.1 · hard labels + 0.9 · soft targets at temperature 4."""
+    del pair
+    return objectives.combine(hard=0.1 * objectives.hard_labels(), soft=0.9 * objectives.soft_targets(temperature=4.0))
+
+
+def logit_mse(pair: Pair) -> Objective:
+    """Ba & Caruana 2014: 0.1 · hard labels + 0.9 · squared difference of logits."""
+    del pair
+    return objectives.combine(hard=0.1 * objectives.hard_labels(), soft=0.9 * objectives.logit_mse())
+
+
+def hard_targets(pair: Pair) -> Objective:
+    """Touvron 2021: half hard labels, half the teacher's choices."""
+    del pair
+    return objectives.combine(hard=0.5 * objectives.hard_labels(), choices=0.5 * objectives.hard_targets())
+
+
+def standardized_logits(pair: Pair) -> Objective:
+    """Sun 2024: 0.1 · hard labels + 9 · soft targets of standardized logits at temperature 2."""
+    del pair
+    soft = objectives.standardize_logits(objectives.soft_targets(temperature=2.0))
+    return objectives.combine(hard=0.1 * objectives.hard_labels(), soft=9.0 * soft)
+
+
+def reverse_kl(pair: Pair) -> Objective:
+    """Gu 2024: hard labels + reverse divergence. The paper is about language models; the weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), reverse=objectives.reverse_kl())
+
+
+def jensen_shannon(pair: Pair) -> Objective:
+    """Agarwal 2024: hard labels + the divergence half way. The paper is about language models; the weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), between=objectives.jensen_shannon())
+
+
+def skewed_kl(pair: Pair) -> Objective:
+    """Ko 2024: hard labels + skewed divergence. The paper is about language models; the weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), skewed=objectives.skewed_kl())
+
+
+def decoupled_kd(pair: Pair) -> Objective:
+    """Zhao 2022: hard labels + DKD with α = 1, β = 8, T = 4, warmed up over 20 epochs of 240."""
+    return objectives.combine(hard=objectives.hard_labels(), dkd=warm_up(pair) * objectives.decoupled_kd())
+
+
+def normalized_kd(pair: Pair) -> Objective:
+    """Yang 2023: hard labels + NKD with γ = 1.5, T = 1."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), nkd=objectives.normalized_kd())
+
+
+def weighted_soft_labels(pair: Pair) -> Objective:
+    """Zhou 2021: hard labels + 2.25 · weighted soft labels at temperature 2."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), weighted=2.25 * objectives.weighted_soft_labels())
+
+
+def dist(pair: Pair) -> Objective:
+    """Huang 2022: hard labels + DIST with β = γ = 2, T = 4."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), dist=objectives.dist(beta=2.0, gamma=2.0, temperature=4.0))
+
+
+def diversity(pair: Pair) -> Objective:
+    """Hard labels + 0.01 · confident and diverse predictions, which need no teacher. The weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), diversity=0.01 * objectives.diversity())
