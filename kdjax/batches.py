@@ -105,7 +105,7 @@ def weights_of(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
     [2. 0.]
     """
     counted = _counted(batch, shape)
-    if 'weights' not in batch:
+    if counted is None or 'weights' not in batch:
         return None
     weights = jnp.asarray(batch['weights']).astype(jnp.float32)
     return _fit(jnp.where(counted, _spread(weights, counted.ndim), 0.0), shape, jnp.max)

@@ -209,7 +209,8 @@ def evaluate(
     for equation, step in zip(jaxpr.eqns, program.steps, strict=True):
         operands = [read(atom) for atom in equation.invars]
         if isinstance(step, Product):
-            output, state = multiply(step, *operands, states.get(step.name))
+            lhs, rhs = operands
+            output, state = multiply(step, lhs, rhs, states.get(step.name))
             outputs = [output]
             if state is not None:
                 changed[step.name] = state
@@ -366,8 +367,10 @@ def _product(equation: Any, operands: list[Origin], names: collections.Counter, 
         name = f'{path}_{names[path] + 1}' if names[path] else path
         names[path] += 1
     options = dict(equation.params)
-    avals = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in (*equation.invars, *equation.outvars)]
-    return Product(name, path, weights, equation.primitive.name, options, tuple(avals[:2]), avals[2], length)
+    lhs, rhs, output = (
+        jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in (*equation.invars, *equation.outvars)
+    )
+    return Product(name, path, weights, equation.primitive.name, options, (lhs, rhs), output, length)
 
 
 def _join(one: Origin, other: Origin) -> Origin:

@@ -7,13 +7,15 @@ with Auto axes.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+Function = TypeVar('Function', bound=Callable[..., Any])
 
-def on_any_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+
+def on_any_mesh(function: Function) -> Function:
     """The same function, but that Explicit axes of its arguments' mesh are Auto while it runs.
 
     Values and gradients are those without a mesh, up to rounding. A result is split along its first axis as is the first
@@ -40,7 +42,7 @@ def on_any_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
         results = jax.eval_shape(call, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), split))
         return jax.sharding.auto_axes(call, axes=mesh.explicit_axes, out_sharding=jax.tree.map(layout, results))(split)
 
-    return on_mesh
+    return cast(Function, on_mesh)
 
 
 def varying_alike(arrays: Any) -> Any:

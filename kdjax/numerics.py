@@ -7,8 +7,10 @@ checked where they are known, as in a call outside `jit`. A guard against a divi
 
 import math
 from collections.abc import Callable
+from typing import overload
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -60,6 +62,14 @@ def check_axis(loss: str, axis: int, shape: tuple[int, ...]) -> None:
     """Raises if an array of this shape has no such axis."""
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f'{loss}: axis {axis} is not an axis of the student, whose shape is {shape}')
+
+
+@overload
+def mask(loss: str, where: ArrayLike, shape: tuple[int, ...], axis: int) -> jax.Array: ...
+
+
+@overload
+def mask(loss: str, where: ArrayLike | None, shape: tuple[int, ...], axis: int) -> jax.Array | None: ...
 
 
 def mask(loss: str, where: ArrayLike | None, shape: tuple[int, ...], axis: int) -> jax.Array | None:

@@ -3,8 +3,7 @@
 `training.distillation` makes one; meshes, regimes and wrappers take one and give one.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import optax
@@ -43,6 +42,30 @@ class TrainState(NamedTuple):
         return {'params': self.params, **self.model_state}
 
 
+class Init(Protocol):
+    """Begins a training run."""
+
+    def __call__(self, key: jax.Array, batch: Batch, *, student_variables: Variables | None = None) -> TrainState:
+        """Returns the state before the first step, from the shapes of a batch."""
+        ...
+
+
+class Step(Protocol):
+    """One step of training."""
+
+    def __call__(self, state: TrainState, teacher_variables: Variables, batch: Batch) -> tuple[TrainState, dict[str, Average]]:
+        """Returns the state after a batch, and the batch's metrics."""
+        ...
+
+
+class Check(Protocol):
+    """Looks at the values of data before they are trained on."""
+
+    def __call__(self, data: Batch, batch_size: int) -> None:
+        """Raises a ValueError where the objective has no use for them."""
+        ...
+
+
 class Problem(NamedTuple):
     """A training problem: student, teacher, objective and optimizer as pure functions of state and batch.
 
@@ -53,6 +76,6 @@ class Problem(NamedTuple):
         label beyond the classes. A traced step can only make the loss NaN of them.
     """
 
-    init: Callable[..., TrainState]
-    step: Callable[[TrainState, Variables, Batch], tuple[TrainState, dict[str, Average]]]
-    check: Callable[[Batch, int], None] = lambda data, batch_size: None
+    init: Init
+    step: Step
+    check: Check = lambda data, batch_size: None

@@ -17,12 +17,12 @@ def read_digits() -> tuple[Batch, Batch]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ValueError('the digits come with scikit-learn: pip install scikit-learn') from None
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
     data = {
         # Pixels are 0 to 16.
-        'inputs': np.round(digits.images[order, :, :, None] * (255 / 16)).astype(np.uint8),
-        'labels': digits.target[order].astype(np.int32),
+        'inputs': np.round(images[order].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8),
+        'labels': labels[order].astype(np.int32),
     }
     return (
         {key: array[_TEST_EXAMPLES:] for key, array in data.items()},

@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import constants
 
 from kdjax.batches import Batch
 
@@ -38,7 +39,7 @@ def read_tfds(name: str, data_dir: str | None) -> tuple[Batch, Batch, int]:
 
 def _prepared_builder(name: str, data_dir: str | None) -> Any:
     base = name.split(':')[0].split('/')[0]
-    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / base
+    folder = pathlib.Path(data_dir or constants.DATA_DIR).expanduser() / base
     # Asked of a name that it does not know, tfds.builder looks in the web, and fails for want of TensorFlow.
     known = tfds.list_builders(with_community_datasets=False)
     if base not in known and not folder.exists():

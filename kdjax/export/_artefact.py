@@ -143,7 +143,7 @@ def _export(network: Network, variables: Mapping[str, Any], inputs: Any, platfor
     batch = jax.export.symbolic_args_specs(inputs, 'batch, ...')
     program = jax.jit(forward, keep_unused=True)  # or other runtimes could not tell the weights by their order
     # Else the program names the source files of this machine, and equal networks give unequal programs.
-    frames = jax.config.jax_traceback_in_locations_limit
+    frames = jax.config.jax_traceback_in_locations_limit  # pyright: ignore[reportAttributeAccessIssue] JAX adds it at run time
     jax.config.update('jax_traceback_in_locations_limit', 0)
     try:
         exported = jax.export.export(program, platforms=platforms)(weights, batch)

@@ -6,6 +6,9 @@ as of jax2onnx 0.17: products of integers, which it writes as Gemm and Conv of i
 pooling, unless by `nn.max_pool(x, window_shape=..., strides=...)` with the names of the arguments.
 """
 
+# The converter is an extra, which who checks types need not have.
+# pyright: reportMissingImports=false
+
 import os
 import pathlib
 from collections.abc import Callable, Mapping

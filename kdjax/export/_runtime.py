@@ -169,7 +169,7 @@ def _restore(key: str, array: np.ndarray, shape: list[int], mask: np.ndarray | N
     if mask is not None and mask.size != -(-size // 8):
         raise ValueError(f'the mask of {key} does not fit its shape')
     kept = np.ones(size, bool) if mask is None else np.unpackbits(mask, count=size).astype(bool)
-    count = np.count_nonzero(kept)
+    count = int(np.count_nonzero(kept))
     if bits is not None and array.size == -(-count * bits // 8):
         array = unpack_bits(array, bits, count)
     if array.size != count:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
@@ -89,12 +90,13 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
       ValueError: the file is damaged, or is not one of kdjax's.
     """
     arrays, bits = read_arrays(path)
+    entries: dict[str, Any] = dict(arrays)
     variables: dict[str, Any] = {}
-    for key, leaf in arrays.items():
+    for key, leaf in entries.items():
         if ':' in key:
             continue
-        if f'{key}:scale' in arrays:
-            leaf = QuantizedArray(leaf, arrays[f'{key}:scale'], arrays.get(f'{key}:zero_point'), bits.get(key, 8))
+        if f'{key}:scale' in entries:
+            leaf = QuantizedArray(leaf, entries[f'{key}:scale'], entries.get(f'{key}:zero_point'), bits.get(key, 8))
         *folders, name = key.split('/')
         node = variables
         for folder in folders:
@@ -160,4 +162,4 @@ def _flatten(node: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def _is_plain(array: Any) -> bool:
-    return any(jax.dtypes.issubdtype(array.dtype, kind) for kind in (np.bool_, np.integer, np.floating))
+    return any(jnp.issubdtype(array.dtype, kind) for kind in (np.bool_, np.integer, np.floating))

@@ -4,6 +4,7 @@ A metric travels as a sum and a count, and is divided once, at the end, where it
 last batch that is mostly padding, then weigh what they should.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -17,6 +18,7 @@ class Sums(Protocol):
 
     def compute(self) -> float | np.ndarray:
         """The value to read, once all is added up."""
+        ...
 
 
 class Average(NamedTuple):
@@ -84,7 +86,7 @@ def add(*metrics: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(lambda *leaves: sum(np.asarray(leaf, np.float64) for leaf in leaves), *jax.device_get(metrics))
 
 
-def compute(metrics: dict[str, Sums]) -> dict[str, Any]:
+def compute(metrics: Mapping[str, Sums]) -> dict[str, Any]:
     """Computes every metric, for people to read: floats, and arrays of those that are not one number, such as confusions.
 
     >>> compute({'accuracy': Average(3.0, 4.0)})

@@ -78,7 +78,7 @@ def top_k_accuracy(k: int, *, ignore: int | None = None) -> Metric:
     return metric
 
 
-def nll(*, ignore: int | None = None) -> Metric:
+def nll(*, ignore: int | None = None) -> Callable[[Outputs, Batch], Average]:
     """The mean negative log likelihood of the labels, -log softmax(z)_y, in nats.
 
     It is inf where a label's class is ruled out, by a logit of -inf.
@@ -143,7 +143,7 @@ class CalibrationError(NamedTuple):
 
     def compute(self) -> float:
         """The error; NaN where nothing was counted."""
-        return Average(np.abs(np.asarray(self.gaps, np.float64)).sum(), self.count).compute()
+        return float(Average(np.abs(np.asarray(self.gaps, np.float64)).sum(), self.count).compute())
 
 
 def calibration_error(*, bins: int = 15, ignore: int | None = None) -> Metric:

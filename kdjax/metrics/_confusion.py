@@ -1,5 +1,6 @@
 """Metrics of how often which class is taken for which: those of segmentation, and of classes that are not equally frequent."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ class ConfusionMatrix(NamedTuple):
         return np.asarray(self.counts, np.float64)
 
 
-def confusion_matrix(*, ignore: int | None = None) -> Metric:
+def confusion_matrix(*, ignore: int | None = None) -> Callable[[Outputs, Batch], ConfusionMatrix]:
     """Counts how often each label (row) was predicted as each class (column), that of the largest logit.
 
     What is computed is an array, which logs of single numbers leave out.
@@ -59,7 +60,7 @@ class IntersectionOverUnion(NamedTuple):
 
     def compute(self) -> float:
         """The mean over the classes that occur; NaN where none does. `Average(*self).compute()` has one for each class."""
-        ratios = Average(*self).compute()
+        ratios = np.asarray(Average(*self).compute())
         occurs = np.asarray(self.union) != 0
         return float(ratios[occurs].mean()) if occurs.any() else float('nan')
 

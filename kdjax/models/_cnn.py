@@ -1,6 +1,6 @@
 """Plain convolutional networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,7 @@ class CNN(nn.Module):
     classes: int = 10
     dropout: float = 0.0
     convolution: Convolution = jax.lax.conv_general_dilated
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -55,7 +55,7 @@ class CNN(nn.Module):
 class _Stage(nn.Module):
     channels: int
     convolution: Convolution
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,11 +1,10 @@
 """Layers that the convolutional models share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import FrozenDict
 
 from kdjax.models._narrowing import within
 
@@ -78,7 +77,7 @@ class Stage(nn.Module):
     width: int
     blocks: int
     stride: int
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

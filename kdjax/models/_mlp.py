@@ -1,6 +1,6 @@
 """Multilayer perceptrons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ class MLP(nn.Module):
     hidden: Sequence[int]
     classes: int = 10
     dropout: float = 0.0
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -1,7 +1,7 @@
 """MobileNetV2, a light network of depthwise convolutions."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -55,7 +55,7 @@ class MobileNetV2(nn.Module):
     last: int = 256
     stride: int = 1
     classes: int = 10
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -78,7 +78,7 @@ class _InvertedResidual(nn.Module):
     incoming: int
     width: int
     stride: int
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
     expansion: int
 
     @nn.compact

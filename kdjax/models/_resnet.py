@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -44,7 +44,7 @@ class ResNet(nn.Module):
     classes: int = 10
     widths: Sequence[int] = (16, 16, 32, 64)
     convolution: Convolution = jax.lax.conv_general_dilated
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -88,7 +88,7 @@ class ResNet18(nn.Module):
     classes: int = 10
     stem: Stem = Stem(64)
     convolution: Convolution = jax.lax.conv_general_dilated
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -105,7 +105,7 @@ class _BasicBlock(nn.Module):
     incoming: int
     width: int
     stride: int
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
     convolution: Convolution
 
     @nn.compact

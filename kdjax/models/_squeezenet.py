@@ -1,6 +1,6 @@
 """SqueezeNet, a small network without batch norm and without dense layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,7 @@ class SqueezeNet(nn.Module):
     stride: int = 1
     pooling: int = 1
     dropout: float = 0.0
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -84,7 +84,7 @@ class SqueezeNet(nn.Module):
 
 class _Stage(nn.Module):
     fires: Sequence[tuple[int, int]]
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -97,7 +97,7 @@ class _Stage(nn.Module):
 class _Fire(nn.Module):
     squeeze: int
     expand: int
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

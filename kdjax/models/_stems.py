@@ -1,6 +1,6 @@
 """The first layers of convolutional networks, which differ between small images and those of ImageNet."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -50,5 +50,6 @@ def apply_stem(
     x = convolution(width, stem.window, stem.stride, lowering=lowering, name='stem')(x)
     x = nn.relu(batch_norm(train, 'stem_norm')(x))
     if stem.pooling > 1:
-        x = nn.max_pool(x, (3, 3), (stem.pooling, stem.pooling), padding=((1, 1), (1, 1)))
+        around: Any = ((1, 1), (1, 1))  # which Flax takes, though its type says str
+        x = nn.max_pool(x, (3, 3), (stem.pooling, stem.pooling), padding=around)
     return x

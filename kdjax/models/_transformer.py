@@ -1,5 +1,7 @@
 """Transformers for images."""
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,7 @@ class VisionTransformer(nn.Module):
     heads: int
     patches: int = 4
     classes: int = 10
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -67,7 +69,7 @@ class VisionTransformer(nn.Module):
 
 class _Block(nn.Module):
     heads: int
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

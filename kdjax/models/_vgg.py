@@ -1,6 +1,6 @@
 """VGG networks for small images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -46,7 +46,7 @@ class VGG(nn.Module):
     classes: int = 10
     use_bias: bool = True
     dropout: float = 0.0
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -68,7 +68,7 @@ class _Stage(nn.Module):
     channels: int
     convolutions: int
     use_bias: bool
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

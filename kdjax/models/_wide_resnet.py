@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -45,7 +46,7 @@ class WideResNet(nn.Module):
     classes: int = 10
     dropout: float = 0.0
     convolution: Convolution = jax.lax.conv_general_dilated
-    narrowed: FrozenDict[str, int] = FrozenDict()
+    narrowed: Mapping[str, int] = FrozenDict()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -70,7 +71,7 @@ class _Block(nn.Module):
     incoming: int
     width: int
     stride: int
-    narrowed: FrozenDict[str, int]
+    narrowed: Mapping[str, int]
     dropout: float
     convolution: Convolution
 

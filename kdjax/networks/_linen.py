@@ -77,8 +77,8 @@ def from_linen(
         args, named = arguments(inputs, train)
         state = {name: value for name, value in variables.items() if name != 'params'}
 
-        def forward(capture: Any) -> tuple[Any, dict[str, Any]]:
-            result, changed = module.apply(
+        def forward(capture: Any) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]]]:
+            applied: Any = module.apply(
                 variables,
                 *args,
                 rngs=rng,
@@ -86,6 +86,7 @@ def from_linen(
                 capture_intermediates=capture,
                 **named,
             )
+            result, changed = applied
             intermediates = changed.pop('intermediates', {})
             return result, (dict(changed), _by_path(intermediates))
 

@@ -30,16 +30,18 @@ class Apply(Protocol):
     """The forward pass of a `Network`."""
 
     def __call__(
-        self, variables: Variables, inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+        self, variables: Any, inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
         """Returns the outputs for a batch, and the state after it.
 
         Args:
-          variables: parameters and state, as `init` makes them.
+          variables: parameters and state, as `init` makes them; see `Variables`. The type is open, so that a function that asks
+            for a dict is an `Apply` too.
           inputs: a batch of inputs.
           train: whether dropout drops and batch norm uses, and updates, the batch's statistics.
           rng: a key for dropout and other noise; needed with `train=True` by networks that have any.
         """
+        ...
 
 
 class Network(NamedTuple):

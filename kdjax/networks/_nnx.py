@@ -92,7 +92,7 @@ def from_nnx(
         rng = jax.random.key(0) if rng is None else rng
         fresh = []
         for i, (keys, variable) in enumerate(streams):
-            is_key = jax.dtypes.issubdtype(variable.get_value().dtype, jax.dtypes.prng_key)
+            is_key = jnp.issubdtype(variable.get_value().dtype, jax.dtypes.prng_key)
             shape = variable.get_value().shape
             value = jax.random.split(jax.random.fold_in(rng, i), shape) if is_key else jnp.zeros(shape, 'uint32')
             fresh.append((keys, variable.replace(value)))
@@ -116,7 +116,7 @@ def from_nnx(
         _switch(instance, 'train' if train else 'eval')
         activations: dict[str, Any] = {}
         # Captured even if nothing is tapped: Flax deprecates to sow outside of a capture.
-        taps = {'method_outputs': nnx.Intermediate} if features else {}
+        taps: dict[str, Any] = {'method_outputs': nnx.Intermediate} if features else {}
         forward = nnx.capture(lambda instance: instance(*args, **named), nnx.Intermediate, **taps)
         result, intermediates = forward(instance)
         for keys, variable in nnx.to_flat_state(intermediates):
@@ -141,7 +141,7 @@ def _mark_arrays(instance: nnx.Pytree) -> None:
                     setattr(node, name, nnx.data(value))
 
 
-def _switch(instance: nnx.Pytree, method: str) -> None:
+def _switch(instance: nnx.Module, method: str) -> None:
     """Sets a module to training or evaluation, or those within, where it does not know how."""
     modules = [instance] if hasattr(instance, method) else [module for _, module in nnx.iter_modules(instance)]
     for module in modules:

@@ -1,7 +1,7 @@
 """Functions from networks to networks: what they return goes wherever a network goes."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,12 @@ from kdjax.networks._network import Network, Outputs, as_paths, select_features
 from kdjax.paths import leaves_with_paths
 
 
-def ensemble(members: Sequence[Network], *, average: str = 'probabilities', weights: Sequence[float] | None = None) -> Network:
+def ensemble(
+    members: Sequence[Network],
+    *,
+    average: Literal['probabilities', 'logits'] = 'probabilities',
+    weights: Sequence[float] | None = None,
+) -> Network:
     """Makes one network of several, whose prediction is the mean of theirs.
 
     `average='probabilities'`: logits are log of the mean of the members' softmax, so that softmax of them is that mean.

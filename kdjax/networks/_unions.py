@@ -1,6 +1,7 @@
 """One network of several that know different classes."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,12 @@ from kdjax.networks._network import Network
 from kdjax.networks._transformations import ensemble, postprocess
 
 
-def label_union(members: Sequence[Network], classes: Sequence[Sequence[int]], *, average: str = 'probabilities') -> Network:
+def label_union(
+    members: Sequence[Network],
+    classes: Sequence[Sequence[int]],
+    *,
+    average: Literal['probabilities', 'logits'] = 'probabilities',
+) -> Network:
     """Makes one network that knows all classes of several, each of which knows only some.
 
     `average='probabilities'`: softmax of the logits is the mean of the members' softmax, which is 0 for classes that a member

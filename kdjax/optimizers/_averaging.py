@@ -58,7 +58,7 @@ def average_parameters(optimizer: optax.GradientTransformation, decay: float = 0
     def init(params: Any) -> AverageState:
         return AverageState(optimizer.init(params), jnp.int32(0), jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: AverageState, params: Any = None, **extra: Any) -> tuple[Any, AverageState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, AverageState]:
         if params is None:
             raise ValueError('average_parameters: update needs the parameters, as optimizer.update(updates, state, params)')
         updates, inner = optimizer.update(updates, state.inner, params, **extra)

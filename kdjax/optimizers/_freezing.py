@@ -59,7 +59,7 @@ def train_only(optimizer: optax.GradientTransformation, leaves: Leaves) -> optax
         frozen = {path: jnp.bool_(label == 'frozen') for path, label in leaves_with_paths(labels(params)).items()}
         return FreezeState(parts.init(params), frozen)
 
-    def update(updates: Any, state: FreezeState, params: Any = None, **extra: Any) -> tuple[Any, FreezeState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, FreezeState]:
         updates, inner = parts.update(updates, state.inner, params, **extra)
         return updates, state._replace(inner=inner)
 

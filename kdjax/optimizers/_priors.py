@@ -54,7 +54,7 @@ def gaussian_prior(precision: float | optax.Schedule) -> optax.GradientTransform
     def init(params: Any) -> PriorState:
         return PriorState(jnp.int32(0), jax.tree.map(jnp.copy, params))
 
-    def update(updates: Any, state: PriorState, params: Any = None) -> tuple[Any, PriorState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, PriorState]:
         if params is None:
             raise ValueError('gaussian_prior: update needs the parameters, as optimizer.update(updates, state, params)')
         strength = jnp.asarray(precision(state.count) if callable(precision) else precision, jnp.float32)

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -36,7 +37,7 @@ SMALLEST_SPLIT = 2**14
 """Elements from which on an array is split: below, gathering it would cost more time than its bytes are worth."""
 
 
-def data_parallel(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
+def data_parallel(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
     """A mesh of devices with axes `'data'` and `'fsdp'`; batches are split over both, large parameters over the second.
 
     Args:
@@ -141,7 +142,8 @@ def check_divisible(mesh: Mesh, batch_size: int) -> None:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh of several devices on which the arrays of a tree live, None if there is none."""
     found = (getattr(leaf, 'sharding', None) for leaf in jax.tree.leaves(tree))
-    return next((_automatic(each.mesh) for each in found if isinstance(each, NamedSharding) and each.mesh.size > 1), None)
+    meshes = (each.mesh for each in found if isinstance(each, NamedSharding))
+    return next((_automatic(mesh) for mesh in meshes if isinstance(mesh, Mesh) and mesh.size > 1), None)
 
 
 def distribute(mesh: Mesh, problem: Problem) -> Problem:
@@ -195,7 +197,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """`jax.device_put`, for meshes of several hosts too, where each fills its own devices."""
     if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
         return jax.device_put(leaf, sharding)
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_put(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

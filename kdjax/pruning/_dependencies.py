@@ -95,8 +95,8 @@ class _Walk:
 
         def read(atom: Any) -> Labels:
             # Constants are no parameters, and cannot be cut.
-            is_unknown = isinstance(atom, core.Literal) or atom not in known
-            return self.fixed(atom.aval.shape) if is_unknown else known[atom]
+            shape = atom.aval.shape
+            return self.fixed(shape) if isinstance(atom, core.Literal) or atom not in known else known[atom]
 
         for equation, step in zip(program.jaxpr.eqns, program.steps, strict=True):
             outputs = self.equation(equation, step, [read(atom) for atom in equation.invars])
@@ -107,7 +107,7 @@ class _Walk:
         name, options = equation.primitive.name, equation.params
         shapes = [atom.aval.shape for atom in equation.outvars]
         if isinstance(step, jaxprs.Product) and step.weights is not None:
-            return [self.product(step, *operands)]
+            return [self.product(step, step.weights, *operands)]
         if name == 'scan':
             return self.scan(equation, step, operands)
         if (inner := jaxprs.called(equation)) is not None:
@@ -141,18 +141,18 @@ class _Walk:
             self.fix(labels)
         return [self.fixed(shape) for shape in shapes]
 
-    def product(self, product: jaxprs.Product, lhs: Labels, rhs: Labels) -> Labels:
+    def product(self, product: jaxprs.Product, side: int, lhs: Labels, rhs: Labels) -> Labels:
         operands, options = (lhs, rhs), product.options
         output = self.fixed(product.output.shape)
         for i, labels in enumerate(operands):
             for axis, to in product.kept(i).items():
                 output[to] = labels[axis]
-        weights = operands[product.weights]
-        self.made.extend(np.concatenate([weights[axis] for axis in product.kept(product.weights)] or [np.array([], int)]))
+        weights = operands[side]
+        self.made.extend(np.concatenate([weights[axis] for axis in product.kept(side)] or [np.array([], int)]))
         if product.primitive == 'dot_general':
             for one, other in zip(*options['dimension_numbers'][0], strict=True):
                 self.same(lhs[one], rhs[other])
-                self.read.extend(weights[other if product.weights == 1 else one])
+                self.read.extend(weights[other if side == 1 else one])
             for one, other in zip(*options['dimension_numbers'][1], strict=True):
                 self.same(lhs[one], rhs[other])
             return output

@@ -37,7 +37,9 @@ def product_kernels(network: Network, variables: Mapping[str, Any], inputs: Any)
     """
     program, _, _ = jaxprs.trace_network(network, variables, inputs)
     # A product without a sum, such as an einsum with a norm's scale, only scales.
-    found = {p.path for p in jaxprs.products(program) if p.path is not None and p.contracted(p.weights)}
+    found = {
+        p.path for p in jaxprs.products(program) if p.path is not None and p.weights is not None and p.contracted(p.weights)
+    }
     if not found:
         raise ValueError('product_kernels: the network multiplies its inputs by no parameter; name the arrays to prune')
     return tuple(sorted(found))

@@ -99,10 +99,10 @@ def _is_alone(product: Product, leaf: jax.Array, names: list[str]) -> bool:
     plain = (
         product.options['feature_group_count'] == product.options['batch_group_count'] == 1
         if product.primitive == 'conv_general_dilated'
-        else not numbers[1][product.weights]
+        else not numbers[1][1]
     )
     last = product.weights == 1 and max(product.contracted(1)) < min(product.kept(1))
-    is_leaf = product.operands[product.weights].shape == leaf.shape
+    is_leaf = product.operands[1].shape == leaf.shape
     return plain and last and is_leaf and not product.length and f'{product.name}_2' not in names
 
 
@@ -117,7 +117,8 @@ def _split(product: Product, kernel: jax.Array, energy: float) -> dict[str, jax.
 
 def _decompose(product: Product, kernel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     matrix = kernel.astype(jnp.float32).reshape(_matrix_shape(product, kernel.shape))
-    return jnp.linalg.svd(matrix, full_matrices=False)
+    u, values, v = jnp.linalg.svd(matrix, full_matrices=False)
+    return u, values, v
 
 
 def _factors(product: Product, kernel: jax.Array, decomposition: Any, rank: int) -> dict[str, jax.Array]:

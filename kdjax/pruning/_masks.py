@@ -100,11 +100,11 @@ def _erk_numbers(sizes: list[int], weights: list[int], number: Any) -> jax.Array
     Largest remainders would round as well, but there an array may get more when the number falls.
     """
     limits = jnp.asarray(sizes, jnp.int32)
-    weights = jnp.asarray(weights, jnp.float32)
+    scaled = jnp.asarray(weights, jnp.float32)
 
     def shares(bits: jax.Array) -> jax.Array:
         epsilon = jax.lax.bitcast_convert_type(bits, jnp.float32)
-        return jnp.minimum(limits, jnp.minimum(jnp.floor(epsilon * weights + 0.5), 2.0**30).astype(jnp.int32))
+        return jnp.minimum(limits, jnp.minimum(jnp.floor(epsilon * scaled + 0.5), 2.0**30).astype(jnp.int32))
 
     largest = np.float32(np.finfo(np.float32).max).view(np.uint32)
     epsilon = _largest_integer(lambda bits: (bits <= largest) & (jnp.sum(shares(bits)) <= number), 31)

@@ -51,21 +51,22 @@ def rewinding(pruned: optax.GradientTransformation, step: int) -> optax.Gradient
     """
     if step < 0:
         raise ValueError(f'rewinding: step must not be negative, got {step}')
-    pruned = optax.with_extra_args_support(pruned)
+    # Its state is a `PruneState`, as `init` makes sure.
+    inner: Any = optax.with_extra_args_support(pruned)
 
     def init(params: Any) -> RewindState:
-        state = pruned.init(params)
+        state = inner.init(params)
         if not isinstance(state, PruneState):
             raise ValueError(f'rewinding: needs prune(...) itself, got a transformation with a {type(state).__name__}')
         # A copy: parameters and state are often donated together, and no array can be donated twice.
         return RewindState(jax.tree.map(jnp.copy, params), state)
 
-    def update(grads: Any, state: RewindState, params: Any = None, **extra: Any) -> tuple[Any, RewindState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, RewindState]:
         if params is None:
             raise ValueError('rewinding: update needs params')
         before = state.pruned
         weights = jax.lax.cond(before.step == step, lambda: params, lambda: state.weights)
-        updates, after = pruned.update(grads, before, params, **extra)
+        updates, after = inner.update(updates, before, params, **extra)
         back = (after.sparsity > before.sparsity) & (before.step >= step)
 
         def rewound(path: str, update: jax.Array, weight: jax.Array, remembered: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def rewinding(pruned: optax.GradientTransformation, step: int) -> optax.Gradient
             return jnp.where(back & after.masks.get(path, True), difference, update.astype(dtype))
 
         updates = paths.map_with_paths(rewound, updates, params, weights)
-        inner = jax.lax.cond(back, lambda: pruned.init(weights).inner, lambda: after.inner)
-        return updates, RewindState(weights, after._replace(inner=inner))
+        begun = jax.lax.cond(back, lambda: inner.init(weights).inner, lambda: after.inner)
+        return updates, RewindState(weights, after._replace(inner=begun))
 
     return optax.GradientTransformationExtraArgs(init, update)

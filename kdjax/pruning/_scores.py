@@ -6,6 +6,7 @@ along the axes over which weights live and die together: one score for a whole f
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +100,8 @@ def slice_norms(axis: int | Sequence[int], order: float = 1) -> ScoreFunction:
             )
         kept = {a % weight.ndim for a in axes}
         others = tuple(a for a in range(weight.ndim) if a not in kept)
-        return jnp.linalg.vector_norm(weight.astype(jnp.float32), ord=order, axis=others, keepdims=True)
+        # JAX takes any positive order, though its type says int.
+        return jnp.linalg.vector_norm(weight.astype(jnp.float32), ord=cast(Any, order), axis=others, keepdims=True)
 
     return lambda weights, gradients: {path: norms(path, weight) for path, weight in weights.items()}
 

@@ -84,11 +84,11 @@ def prune(
         everything = {path: _all_true(mask_shapes[path], weight) for path, weight in weights.items()}
         return PruneState(jnp.int32(0), jnp.float32(0.0), everything, inner.init(params))
 
-    def update(grads: Any, state: PruneState, params: Any = None, **extra: Any) -> tuple[Any, PruneState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, PruneState]:
         if params is None:
             raise ValueError('prune: update needs params')
         # `where` and not a product: a pruned weight's gradient may be NaN or infinite.
-        grads = paths.map_with_paths(lambda path, g: _where(state.masks, path, g, jnp.zeros_like(g)), grads)
+        grads = paths.map_with_paths(lambda path, g: _where(state.masks, path, g, jnp.zeros_like(g)), updates)
         updates, inner_state = inner.update(grads, state.inner, params, **extra)
         target = sparsity(state.step) if callable(sparsity) else sparsity
 

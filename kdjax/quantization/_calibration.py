@@ -17,7 +17,7 @@ References:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ def minmax_range(
     [[-1.  0.]] [[3. 4.]]
     """
     x = as_float32('minmax_range', x)
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     low = reduce_groups('minmax_range', lambda x, axes: jnp.min(x, axis=axes, initial=0.0), x, **grouping)
     return Range(low, reduce_groups('minmax_range', lambda x, axes: jnp.max(x, axis=axes, initial=0.0), x, **grouping))
 
@@ -91,7 +91,7 @@ def absmax_range(
     """
     magnitudes = jnp.abs(as_float32('absmax_range', x))
     largest = lambda x, axes: jnp.max(x, axis=axes, initial=0.0)  # noqa: E731
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     high = reduce_groups('absmax_range', largest, magnitudes, **grouping)
     return Range(-high, high)
 
@@ -131,7 +131,7 @@ def percentile_range(
     x = as_float32('percentile_range', x)
     if x.size == 0:
         raise ValueError(f'percentile_range: an array of shape {x.shape} has no percentiles; give at least one number')
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     low = reduce_groups('percentile_range', lambda x, axes: jnp.percentile(x, 100.0 - percentile, axes), x, **grouping)
     high = reduce_groups('percentile_range', lambda x, axes: jnp.percentile(x, float(percentile), axes), x, **grouping)
     return Range(jnp.minimum(low, 0.0), jnp.maximum(high, 0.0))
@@ -178,7 +178,7 @@ def mse_range(
     if candidates < 1:
         raise ValueError(f'mse_range: candidates must be at least 1, got {candidates}')
     x = as_float32('mse_range', x)
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     low, high = absmax_range(x, **grouping) if symmetric else minmax_range(x, **grouping)
 
     def error(shrunk: jax.Array) -> jax.Array:

@@ -159,12 +159,13 @@ def _advance(equation: Any, step: Any, operands: list[Any], number: int, record:
     """The layer whose output the result of an equation is."""
     if isinstance(step, Product):
         weights = None if step.weights is None else operands[step.weights]
-        if not isinstance(weights, _Known) or weights.path is None:
+        if step.weights is None or not isinstance(weights, _Known) or weights.path is None:
             return None
         return _Layer(weights.path, jnp.shape(weights.value), step.kept(step.weights), (number,))
     name = equation.primitive.name
-    if name == 'sub' and isinstance(operands[1], _Known) and (operands[1].path or '').startswith('batch_stats/'):
-        record.means.add(operands[1].path)
+    subtracted = operands[1].path if name == 'sub' and isinstance(operands[1], _Known) else None
+    if subtracted is not None and subtracted.startswith('batch_stats/'):
+        record.means.add(subtracted)
     layer = next((x.layer for x in operands if isinstance(x, _Computed) and x.layer is not None), None)
     if layer is None:
         return None
@@ -198,7 +199,7 @@ def _factors(layer: _Layer, multiplier: _Known, named: Mapping[str, Any], uses: 
     axes = sorted(layer.axes)
     channels = math.prod(m.shape[layer.axes[axis]] for axis in axes)
     fits = named[layer.kernel].shape == layer.shape and channels == m.size
-    if not (alone and fits and all(named[path].size == m.size for path in (scale, *vectors))):
+    if scale is None or not (alone and fits and all(named[path].size == m.size for path in (scale, *vectors))):
         return {}
     out = [layer.axes[axis] for axis in axes]
     shape = [m.shape[layer.axes[axis]] if axis in layer.axes else 1 for axis in range(len(layer.shape))]

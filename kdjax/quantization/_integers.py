@@ -122,9 +122,9 @@ def integer_product(rule: Rule, product: Product, operands: Sequence[Any], range
             continue
         operand = unpack(operand).astype(product.operands[i].dtype)
         grid = weight_grid(rule, product, operand) if i == product.weights else activation_grid(rule, range_)
-        if grid is None:
-            return fake_product(rule, product, operands, ranges)
         bits = rule.weights if i == product.weights else rule.activations
+        if grid is None or bits is None:
+            return fake_product(rule, product, operands, ranges)
         quantized.append(QuantizedArray(quantize(operand, *grid, bits=bits), *grid, bits=bits))
     sums = _integer_sums(product, *quantized)
     scales = [product.place(i, jnp.broadcast_to(x.scale, _one_per_channel(product, i, x))) for i, x in enumerate(quantized)]
@@ -194,7 +194,7 @@ def _one_per_channel(product: Product, operand: int, x: QuantizedArray) -> tuple
 
 def _fits(rule: Rule, product: Product, weights: Any) -> bool:
     """Whether weights are integers on a grid that does not change along a sum."""
-    if not is_quantized(weights) or rule.weights is None or weights.zero_point is not None:
+    if not is_quantized(weights) or rule.weights is None or product.weights is None or weights.zero_point is not None:
         return False
     shape = jnp.shape(weights.scale)
     return len(shape) == weights.ndim and all(

@@ -100,7 +100,7 @@ def initial_step(
     """
     _, high = quantized_range(bits, zero_point, narrow)
     magnitudes = jnp.abs(as_float32('initial_step', x))
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     total = reduce_groups('initial_step', lambda x, axes: jnp.sum(x, axis=axes), magnitudes, **grouping)
     mean = total / (max(magnitudes.size, 1) / max(total.size, 1))
     return jnp.where(mean == 0, 1.0, 2 * mean / jnp.sqrt(_levels_above_zero(zero_point, high)))

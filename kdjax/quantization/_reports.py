@@ -92,7 +92,11 @@ def report(network: Network, rules: Rules, variables: Mapping[str, Any], inputs:
             }
             if weights is not None:
                 grid = None if rule is None else weight_grid(rule, product, weights)
-                nearest = weights if grid is None else fake_quantize(weights, *grid, bits=rule.weights)
+                nearest = (
+                    weights
+                    if grid is None or rule is None or rule.weights is None
+                    else fake_quantize(weights, *grid, bits=rule.weights)
+                )
                 measured['weights'] = _squares(nearest, weights)
             return output, measured
 

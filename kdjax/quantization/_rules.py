@@ -2,13 +2,14 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from kdjax.jaxprs import Product
 from kdjax.paths import matching
 from kdjax.quantization._arrays import integer_range
 
-RANGES = ('moving_average', 'static', 'dynamic')
+Ranges = Literal['moving_average', 'static', 'dynamic']
+RANGES = get_args(Ranges)
 
 
 class Rule(NamedTuple):
@@ -34,7 +35,7 @@ class Rule(NamedTuple):
 
     weights: int | None = 8
     activations: int | None = 8
-    ranges: str = 'moving_average'
+    ranges: Ranges = 'moving_average'
     symmetric: bool = False
     per_channel: bool = True
     decay: float = 0.99

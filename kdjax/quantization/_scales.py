@@ -13,6 +13,7 @@ which hardware may take for zero, count as zero.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def symmetric_scale(
     """
     magnitudes = jnp.abs(as_float32('symmetric_scale', x))
     largest = lambda x, axes: jnp.max(x, axis=axes, initial=0.0)  # noqa: E731
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     return _scale_of_magnitude(reduce_groups('symmetric_scale', largest, magnitudes, **grouping), bits, narrow)
 
 

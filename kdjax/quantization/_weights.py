@@ -62,7 +62,7 @@ def quantize_weights(
         if twice:
             raise ValueError(f'quantize_weights: {twice[0]} would share two scales; name it in one entry of `shared`')
         scales |= dict.fromkeys(together, shared_scale(list(together.values()), bits=bits, narrow=narrow))
-    grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
+    grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
 
     def convert(path: str, leaf: Any) -> Any:
         if path not in chosen:

@@ -1,6 +1,8 @@
 """Recipes for layers, with the connectors that their papers train."""
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Iterable
 
 from kdjax import objectives
 from kdjax.objectives import Objective
@@ -30,7 +32,7 @@ def fsp(pair: Pair) -> Objective:
     flows = zip(
         zip(pair.student, pair.student[1:], strict=False), zip(pair.teacher, pair.teacher[1:], strict=False), strict=False
     )
-    return objectives.combine(hard=objectives.hard_labels(), fsp=50.0 * sum(objectives.fsp(*flow) for flow in flows))
+    return objectives.combine(hard=objectives.hard_labels(), fsp=50.0 * _sum(objectives.fsp(*flow) for flow in flows))
 
 
 def nst(pair: Pair) -> Objective:
@@ -61,14 +63,14 @@ def factor_transfer_in_one_stage(pair: Pair) -> Objective:
 def activation_boundary(pair: Pair) -> Objective:
     """Heo 2019: the boundaries of every stage first, then hard labels."""
     stages = _norms(pair, 'activation_boundary')
-    boundaries = sum(0.5**i * objectives.activation_boundary(*paths) for i, paths in enumerate(stages))
+    boundaries = _sum(0.5**i * objectives.activation_boundary(*paths) for i, paths in enumerate(stages))
     return objectives.in_stages([1e-3 * boundaries, objectives.hard_labels()], [_first_stage(pair)])
 
 
 def overhaul(pair: Pair) -> Objective:
     """Heo 2019b: hard labels + 1e-3 · overhaul of every stage, half as much for each before the last."""
     stages = _norms(pair, 'overhaul')
-    distance = sum(0.5**i * objectives.overhaul(*paths) for i, paths in enumerate(stages))
+    distance = _sum(0.5**i * objectives.overhaul(*paths) for i, paths in enumerate(stages))
     return objectives.combine(hard=objectives.hard_labels(), overhaul=1e-3 * distance)
 
 
@@ -119,8 +121,13 @@ def _middle(pair: Pair) -> Objective:
 
 def _at_every_stage(pair: Pair, name: str, weight: float, method: Callable[[str, str], Objective]) -> Objective:
     stages = zip(pair.student[::-1], pair.teacher[::-1], strict=False)
-    terms = sum(method(student, teacher) for student, teacher in stages)
+    terms = _sum(method(student, teacher) for student, teacher in stages)
     return objectives.combine(hard=objectives.hard_labels(), **{name: weight * terms})
+
+
+def _sum(terms: Iterable[Objective]) -> Objective:
+    """Unlike `sum`, whose type allows for 0, the sum of nothing."""
+    return functools.reduce(operator.add, terms)
 
 
 def _norms(pair: Pair, recipe: str) -> list[tuple[str, str]]:

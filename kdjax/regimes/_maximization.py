@@ -1,5 +1,6 @@
 """Teacher and student that teach each other what unlabelled inputs are, by expectation maximization."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -179,7 +180,7 @@ def _log_products(networks: Sequence[Network], variables: Sequence[Variables], i
     if any(x is None or x.shape != logits[0].shape for x in logits):
         shapes = [None if x is None else x.shape for x in logits]
         raise ValueError(f'expectation_maximization: the networks must give logits of one shape, got {shapes}')
-    return sum(jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in logits)
+    return functools.reduce(jnp.add, (jax.nn.log_softmax(x.astype(jnp.float32), axis=-1) for x in logits))
 
 
 def _responsibilities(log_products: jax.Array, data: Batch) -> jax.Array:

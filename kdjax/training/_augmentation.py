@@ -90,6 +90,8 @@ def augmented(
         augment, key, epoch = views.augment, views.key, epoch % views.number
     if augment is None:
         return inputs
+    if key is None:
+        raise ValueError('augmented: augment needs a key')
     key = jax.random.fold_in(key, epoch)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     return jax.vmap(augment)(keys, inputs)

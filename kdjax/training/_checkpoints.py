@@ -12,9 +12,10 @@ import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -43,9 +44,9 @@ def checkpoint_manager(
 
     def measured(metrics: Mapping[str, float]) -> float:
         # A checkpoint between two validations has none.
-        return metrics[monitor] * (1 if mode == 'max' else -1) if monitor in metrics else -np.inf
+        return -np.inf if monitor is None or monitor not in metrics else metrics[monitor] * (1 if mode == 'max' else -1)
 
-    policies = [ocp.checkpoint_managers.LatestN(keep)]
+    policies: list[ocp.checkpoint_managers.PreservationPolicy] = [ocp.checkpoint_managers.LatestN(keep)]
     if monitor is not None:
         policies.append(ocp.checkpoint_managers.BestN(get_metric_fn=measured, n=1, keep_checkpoints_without_metrics=False))
     options = ocp.CheckpointManagerOptions(
@@ -190,11 +191,11 @@ _CHECKSUM = 'crc32'
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """The state after a step, and what was described beside it."""
-    length = manager.metadata(step).item_metadata.tree['described'].shape
+    length = _stored_tree(manager, step)['described'].shape
     wanted = {'described': np.zeros(length, np.uint8), 'state': like}
     wanted = {**wanted, 'checksums': np.zeros(len(jax.tree.leaves(wanted)), np.uint32)}
-    abstract = jax.tree.map(lambda x: ocp.utils.to_shape_dtype_struct(x) if isinstance(x, jax.Array) else x, wanted)
-    tree = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    abstract = jax.tree.map(_abstract, wanted)
+    tree: dict[str, Any] = dict(manager.restore(step, args=ocp.args.StandardRestore(abstract)))
     stored = tree.pop('checksums')
     for path, one, other in zip(paths.leaves_with_paths(tree), checksums(tree), stored, strict=True):
         if one != other:
@@ -202,12 +203,21 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tup
     return tree['state'], json.loads(np.asarray(tree['described']).tobytes())
 
 
+def _abstract(leaf: Any) -> Any:
+    return ocp.utils.to_shape_dtype_struct(cast(Any, leaf)) if isinstance(leaf, jax.Array) else leaf
+
+
+def _stored_tree(manager: ocp.CheckpointManager, step: int) -> Any:
+    """What Orbax knows of the arrays in a checkpoint, in the tree that they were."""
+    metadata: Any = manager.metadata(step)
+    return metadata.item_metadata.tree
+
+
 def _difference(manager: ocp.CheckpointManager, step: int, like: TrainState) -> str | None:
     """Compares a checkpoint's own description with a state, before anything is read."""
-    description = manager.metadata(step)
-    if 'metrics' in description.item_handlers and manager.metrics(step) is None:
+    if 'metrics' in (manager.metadata(step).item_handlers or ()) and manager.metrics(step) is None:
         raise ValueError('its metrics are missing')
-    tree = description.item_metadata.tree
+    tree = _stored_tree(manager, step)
     there = f'the checkpoint {step} in {manager.directory} is of another model or recipe'
     named = tree['state']['objective_params'], like.objective_params
     terms = [set(each) if isinstance(each, Mapping) else set() for each in named]
@@ -231,7 +241,7 @@ def _difference(manager: ocp.CheckpointManager, step: int, like: TrainState) -> 
 
 
 def _stored_shape(leaf: Any) -> tuple[int, ...]:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, leaf).shape
     return tuple(leaf.shape)
 

@@ -31,6 +31,7 @@ class Run(Protocol):
         limit: int | None,
     ) -> tuple[TrainState, list[dict[str, Average]]]:
         """Runs from step `begin` on, `limit` steps at most, and not beyond the end of the epoch."""
+        ...
 
 
 class Epoch(NamedTuple):
@@ -138,7 +139,7 @@ def _dispatcher(problem: Problem, augment: Augment | None, fixed: tuple[Augment,
     if mesh is not None:
         problem = distribute(mesh, problem)
 
-    def step(state: TrainState, teacher_variables: Any, data: Batch, order: jax.Array, views_key: jax.Array | None) -> Any:
+    def step(state: TrainState, teacher_variables: Any, data: Batch, order: jax.Array, views_key: Any) -> Any:
         number, position = jnp.divmod(state.step, order.shape[0])
         indices = order[position]
         batch = take_examples(data, indices)
@@ -170,8 +171,9 @@ def check_in_memory(data: Any) -> None:
         raise ValueError(f'the data are a {type(data).__name__} of several splits: pass one of them, such as its .train')
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(hasattr(x, 'shape') for x in data):
         raise ValueError("the data are a pair of arrays: pass {'inputs': x, 'labels': y}")
-    if hasattr(data, 'shape'):
-        raise ValueError(f"the data are one array {tuple(data.shape)}: pass {{'inputs': array}}, with 'labels' where there are")
+    shape = getattr(data, 'shape', None)
+    if shape is not None:
+        raise ValueError(f"the data are one array {tuple(shape)}: pass {{'inputs': array}}, with 'labels' where there are")
     raise ValueError(
         f"data in memory are a dictionary of arrays with 'inputs', got {type(data).__name__}: training.fit and "
         'training.streaming_epoch take sources that are read example by example, and training.fit loaders of batches'

@@ -2,8 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,17 @@ from kdjax.networks import Network, Outputs, Variables
 from kdjax.parallel import mesh_of, shard_batch
 from kdjax.training._streaming import Source, stack_examples
 
-Evaluate = Callable[..., dict[str, Sums]]
+
+class Evaluate(Protocol):
+    """Measures a network on a data set."""
+
+    def __call__(
+        self, variables: Variables, data: Batch | Source | Iterable[Batch], teacher_variables: Variables | None = None
+    ) -> dict[str, Sums]:
+        """Returns every metric by name, as sums."""
+        ...
+
+
 """`evaluate(variables, data, teacher_variables=None) -> metrics`."""
 
 
@@ -65,7 +75,7 @@ def evaluator(
         [accuracy(), nll(), calibration_error(), *[agreement()] * (teacher is not None)] if metrics is None else metrics
     )
 
-    def predict(variables: Variables, teacher_variables: Variables, batch: Batch) -> tuple[Outputs, Batch]:
+    def predict(variables: Variables, teacher_variables: Variables | None, batch: Batch) -> tuple[Outputs, Batch]:
         outputs, _ = network.apply(variables, batch['inputs'], train=False)
         if teacher is not None:
             teacher_outputs, _ = teacher.apply(teacher_variables, batch['inputs'], train=False)
@@ -73,12 +83,12 @@ def evaluator(
         return outputs, batch
 
     @functools.partial(jax.jit, static_argnums=3)
-    def measure(variables: Variables, teacher_variables: Variables, batch: Batch, mesh: Mesh | None) -> dict[str, Sums]:
+    def measure(variables: Variables, teacher_variables: Variables | None, batch: Batch, mesh: Mesh | None) -> dict[str, Sums]:
         outputs, batch = predict(variables, teacher_variables, batch)
         measured = {name: metric(outputs, batch) for name, metric in measures.items()}
         return measured if mesh is None else jax.lax.with_sharding_constraint(measured, NamedSharding(mesh, PartitionSpec()))
 
-    def explain(variables: Variables, teacher_variables: Variables, batch: Batch) -> None:
+    def explain(variables: Variables, teacher_variables: Variables | None, batch: Batch) -> None:
         """Raises what a metric has to say about the batch. In the program it could only answer with NaN."""
         shapes = jax.eval_shape(predict, variables, teacher_variables, batch)
         outputs, predicted = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -117,7 +127,7 @@ def _by_name(metrics: Mapping[str, Metric] | Sequence[Metric]) -> dict[str, Metr
     return dict(zip(names, metrics, strict=True))
 
 
-def _batches(data: Batch | Source | Iterable[Batch], batch_size: int, devices: int) -> Iterator[Batch]:
+def _batches(data: Any, batch_size: int, devices: int) -> Iterator[Batch]:
     """Batches of one size, so that one program serves all; where one is filled up, its mask says so."""
     if not isinstance(data, dict) and not (hasattr(data, '__len__') and hasattr(data, '__getitem__')):
         # The last batch of a loader is smaller; one that is larger makes room for those after it.

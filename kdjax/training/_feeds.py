@@ -90,7 +90,7 @@ def _of_examples(
 ) -> Feed:
     check_recorded(data, augment, views)
     mapped = isinstance(data, dict) and any(isinstance(x, np.memmap) for x in jax.tree.leaves(data['inputs']))
-    options = {'batch_size': batch_size, 'augment': augment, 'views': views, 'mesh': mesh}
+    options: dict[str, Any] = {'batch_size': batch_size, 'augment': augment, 'views': views, 'mesh': mesh}
     if isinstance(data, dict) and not mapped:
         epoch = in_memory_epoch(problem, **options)
     else:

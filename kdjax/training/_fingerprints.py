@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -80,7 +81,7 @@ def _of_option(option: Any) -> str:
 
 
 def _of_array(array: Any) -> str:
-    if jax.dtypes.issubdtype(getattr(array, 'dtype', None), jax.dtypes.prng_key):
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     array = np.asarray(array)
     return _join([f'{array.shape} {array.dtype}', array.tobytes()])

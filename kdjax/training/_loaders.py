@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import jax
@@ -27,12 +27,13 @@ class LoadedBatches:
     """
 
     def __init__(self, loader: Iterable[Batch]) -> None:
-        self.length: int | None = len(loader) if hasattr(loader, '__len__') else None
+        self.length = len(loader) if isinstance(loader, Sized) else None
         self.position = 0
-        self._loader = loader
+        # It may know more than to iterate: its length, its state.
+        self._loader: Any = loader
         # Not by calling iter, which may start the processes of a loader.
         self._once = isinstance(loader, Iterator)
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: Any = None
         # The next batch, if it has been looked at, and the loader's state before that.
         self._ahead: tuple[Batch, Any] | None = None
         if self.length == 0:

@@ -164,9 +164,7 @@ def fit(
     if skip_nonfinite:
         problem = cached(_skipping, problem)
     source = feed(problem, data, batch_size=batch_size, mesh=mesh, augment=augment, views=views, workers=workers)
-    if epochs is not None and source.steps_per_epoch is None:
-        raise ValueError('fit: data that do not say how many batches they have need steps, not epochs')
-    total = steps if epochs is None else epochs * source.steps_per_epoch
+    total = _number_of_steps(epochs, steps, source.steps_per_epoch)
     marks = _marks(total, every, None if epochs is None else source.steps_per_epoch)
     state = problem.init(key, source.example, student_variables=student_variables)
     teacher_variables = {} if teacher_variables is None else teacher_variables
@@ -183,8 +181,8 @@ def fit(
             raise ValueError(f'{directory} holds {begun} steps, more than the {total} asked for: choose another folder')
         best: tuple[float, int, Any] | None = None if begun == 0 or validate is None else _best_so_far(manager, monitor)
         step, skipped, waited = begun, 0, 0 if best is None else len([mark for mark in marks if best[1] < mark <= begun])
-        if best is not None and begun in marks:
-            reached = target is not None and sign * manager.metrics(begun).get(monitor, np.nan) >= sign * target
+        if best is not None and manager is not None and begun in marks:
+            reached = target is not None and sign * (manager.metrics(begun) or {}).get(monitor, np.nan) >= sign * target
             total = begun if reached or (patience is not None and waited >= patience) else total
         record = _recorder(MetricsLog(log, name, begun), on_record)
         unread: list[tuple[int, list[dict[str, Average]]]] = []
@@ -193,7 +191,7 @@ def fit(
             for end in ends:
                 first = step
                 state, metrics = source.epoch(state, teacher_variables, source.data, stop, first, end - first)
-                step += sum(len(chunk['loss'].total) for chunk in metrics)
+                step += sum(np.shape(chunk['loss'].total)[0] for chunk in metrics)
                 bar.advance(step - first)
                 unread.append((first, metrics))
                 due, stopped = step in marks, stop(step)
@@ -229,10 +227,10 @@ def fit(
                     break
                 if patience is not None and waited >= patience:
                     break
-        if validate is None or (manager is None and best is None):
-            return Fitted(state, variables_of(state), step, begun)
-        if manager is None or begun == 0:
+        if best is not None and (manager is None or begun == 0):
             return Fitted(state, best[2], best[1], begun)
+        if validate is None or manager is None:
+            return Fitted(state, variables_of(state), step, begun)
         _checkpoints.wait(manager)
         restored = _checkpoints.restore_best(manager, state)
         if restored is None:
@@ -241,6 +239,14 @@ def fit(
     finally:
         if manager is not None:
             _checkpoints.close(manager)
+
+
+def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int | None) -> int:
+    if steps is not None:
+        return steps
+    if epochs is None or steps_per_epoch is None:
+        raise ValueError('fit: data that do not say how many batches they have need steps, not epochs')
+    return epochs * steps_per_epoch
 
 
 def _sign(monitor: str, mode: str | None) -> float:
@@ -268,7 +274,9 @@ def _epoch_ends(source: Feed, total: int) -> range:
 
 def _resume(manager: Any, state: TrainState, source: Feed, *, skip: bool) -> tuple[TrainState, int]:
     """The newest state in the folder, if there is one, with the data where it left them; and the number of its steps."""
-    restored = None if manager is None else _checkpoints.restore_run(manager, state, source.settings)
+    if manager is None:
+        return state, 0
+    restored = _checkpoints.restore_run(manager, state, source.settings)
     if restored is None:
         return state, 0
     begun, found, position = restored
@@ -284,7 +292,7 @@ def _best_so_far(manager: Any, monitor: str) -> tuple[float, int, None] | None:
     """What an earlier run found best, so that patience goes on where it was; the variables are in the folder."""
     step = manager.best_step()
     measured = {} if step is None else manager.metrics(step) or {}
-    return (measured[monitor], step, None) if monitor in measured else None
+    return None if step is None or monitor not in measured else (measured[monitor], step, None)
 
 
 def _recorder(

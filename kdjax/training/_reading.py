@@ -17,13 +17,15 @@ class NonFiniteLossError(RuntimeError):
 
 def numbers(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Averages divided, numbers as they are."""
-    return {name: compute({name: x})[name] if isinstance(x, tuple) else float(x) for name, x in measured.items()}
+    return {name: compute({name: x})[name] if hasattr(x, 'compute') else float(x) for name, x in measured.items()}
 
 
 def read(begun: int, metrics: list[dict[str, Average]], allowed: int, directory: Any) -> tuple[dict[str, Any], int]:
     """Fetches the metrics of some steps, makes sure that they are finite, and averages them; counts skipped steps."""
     fetched = jax.device_get(metrics)
-    series = {key: Average(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]}
+    series: dict[str, Any] = {
+        key: Average(*map(np.concatenate, zip(*(chunk[key] for chunk in fetched), strict=True))) for key in fetched[0]
+    }
     kept = _kept(directory)
     losses = series['loss'].total
     finite = np.isfinite(losses) & np.isfinite(series['gradient_norm'].total if 'gradient_norm' in series else 0.0)

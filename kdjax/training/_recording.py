@@ -83,9 +83,9 @@ def record_teacher(
     ...     record_teacher(teacher, variables, data, folder)['teacher_logits'].shape
     (10, 3)
     """
-    folder, dtype, (read, examples) = pathlib.Path(folder), np.dtype(dtype), _reader(data)
-    if dtype not in (np.float16, np.float32):
-        raise ValueError(f'record_teacher: dtype must be float32 or float16, got {dtype}')
+    folder, stored, (read, examples) = pathlib.Path(folder), np.dtype(dtype), _reader(data)
+    if stored not in (np.float16, np.float32):
+        raise ValueError(f'record_teacher: dtype must be float32 or float16, got {stored}')
     if batch_size < 1 or not examples:
         raise ValueError(f'record_teacher: batch_size and examples must be at least 1, got {batch_size} and {examples}')
     check_augmentation(None, views)
@@ -95,7 +95,7 @@ def record_teacher(
         'views': describe_views(views),
         'top_k': top_k,
         'temperature': None if top_k is None else temperature,
-        'dtype': dtype.name,
+        'dtype': stored.name,
     }
     finished = _read_manifest(folder)['settings'] if (folder / 'manifest.json').exists() else None
     if finished is not None:
@@ -126,7 +126,7 @@ def record_teacher(
         kept = min(batch_size, examples - start)
         seen = [predict(variables, batch, indices, np.int32(view)) for view in range(1 if views is None else views.number)]
         seen = jax.device_get(seen[0] if views is None else jax.tree.map(lambda *each: jnp.stack(each, axis=1), *seen))
-        return {name: _stored(array[:kept], dtype) for name, array in seen.items()}
+        return {name: _stored(array[:kept], stored) for name, array in seen.items()}
 
     batches = (predict_batch(start) for start in range(0, examples, batch_size))
     arrays = _write_arrays(folder, batches, examples)

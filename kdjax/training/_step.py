@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from kdjax.batches import Batch, check_batch, take_examples
 from kdjax.metrics import Average, mean
@@ -68,8 +69,9 @@ def distillation(
         )
         if teacher is None:
             return student_shapes, Outputs(None)
+        teacher_init, teacher_apply = teacher
         return student_shapes, jax.eval_shape(
-            lambda inputs: teacher.apply(teacher.init(key, inputs), inputs, train=False)[0], inputs
+            lambda inputs: teacher_apply(teacher_init(key, inputs), inputs, train=False)[0], inputs
         )
 
     def init(key: jax.Array, batch: Batch, *, student_variables: Variables | None = None) -> TrainState:
@@ -145,7 +147,7 @@ def distillation(
     return Problem(init, step, check)
 
 
-def _learning_rate(opt_state: optax.OptState) -> jax.Array | None:
+def _learning_rate(opt_state: optax.OptState) -> ArrayLike | None:
     """What `optax.inject_hyperparams` says of the step's learning rate, wherever it stands in a chain."""
     injected = (optax.InjectHyperparamsState, optax.InjectStatefulHyperparamsState)
     states = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, injected))

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -34,9 +34,11 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Number of examples."""
+        ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One example, a dictionary of pytrees of arrays: `'inputs'` and perhaps `'labels'`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def streaming_epoch(
     views_key = None if views is None else views.key
 
     # At most one: what goes on reading where the last epoch ended, by data, which it holds, order and step.
-    reading: dict[tuple[int, int, int], Iterator[Any]] = {}
+    reading: dict[tuple[int, int, int], Generator[Any, None, None]] = {}
 
     def close() -> None:
         while reading:
@@ -173,7 +175,7 @@ def read_batches(
     workers: int = 0,
     put: Callable[[Any], Any] = jax.device_put,
     views: Views | None = None,
-) -> Iterator[tuple[Batch, jax.Array]]:
+) -> Generator[tuple[Batch, jax.Array], None, None]:
     """Reads the batches of epoch after epoch, without end, some of them before they are asked for.
 
     Args:
@@ -218,9 +220,7 @@ def read_batches(
         records.close()
 
 
-def _read_records(
-    source: Source | None, examples: int, batch_size: int, seed: int, start: int, workers: int
-) -> Iterator[tuple[Batch, np.ndarray]]:
+def _read_records(source: Source | None, examples: int, batch_size: int, seed: int, start: int, workers: int) -> Any:
     """A grain iterator over batches of a source and their indices; of nothing but indices where there is no source."""
     import grain  # takes long to import, and only streams need it
 

@@ -10,16 +10,7 @@ from kdjax.batches import Batch
 from kdjax.problems import Problem, TrainState
 
 # Students share the number of the step and the key, so that they see the same batches.
-_AXES = TrainState(
-    step=None,
-    params=0,
-    model_state=0,
-    opt_state=0,
-    objective_params=0,
-    objective_state=0,
-    objective_opt_state=0,
-    key=None,
-)
+_AXES = TrainState._make(None if name in ('step', 'key') else 0 for name in TrainState._fields)
 
 
 def sweep(make: Callable[[Any], Problem], hyperparameters: Any) -> Problem:

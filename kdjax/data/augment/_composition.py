@@ -1,10 +1,11 @@
 """What an augmentation is, and several in turn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
+Augment = Callable[[jax.Array, Any], Any]
 """`augment(key, image) -> image`."""
 
 

@@ -1,5 +1,7 @@
 """Augmentation that moves pixels, or hides some."""
 
+from typing import Any
+
 import dm_pix
 import jax
 import jax.numpy as jnp
@@ -116,7 +118,7 @@ def random_cutout(*, pixels: int) -> Augment:
 def _shifted(pixels: int, mode: str) -> Augment:
     _check_pixels(pixels)
 
-    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+    def augment(key: jax.Array, image: jax.Array) -> Any:
         padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
         return dm_pix.random_crop(key, padded, image.shape)
 

@@ -1,5 +1,7 @@
 """Augmentation that changes the values of pixels."""
 
+from typing import Any
+
 import dm_pix
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def random_saturation(*, change: float) -> Augment:
     """
     _check_change('random_saturation', change)
 
-    def saturate(key: jax.Array, image: jax.Array) -> jax.Array:
+    def saturate(key: jax.Array, image: jax.Array) -> Any:
         if image.shape[-1] != 3:
             raise ValueError(f'random_saturation: needs images with red, green and blue, got {image.shape}')
         return dm_pix.random_saturation(key, image, 1 - change, 1 + change)
