@@ -6,6 +6,8 @@ An example of which anything that is kept is NaN or infinite costs NaN.
 Where the two networks have different widths, `kdjax.objectives` adds the connector that the paper trains.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -83,7 +85,7 @@ def attention_transfer(
     teacher: ArrayLike,
     *,
     power: float = 2,
-    variant: str = 'mean_square',
+    variant: Literal['mean_square', 'norm'] = 'mean_square',
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:

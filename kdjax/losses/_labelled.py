@@ -194,7 +194,7 @@ def _prepare(
     temperature: ArrayLike,
     axis: int,
     where: ArrayLike | None,
-) -> tuple[tuple[jax.Array, jax.Array], _Classes, jax.Array]:
+) -> tuple[tuple[jax.Array, ...], _Classes, jax.Array]:
     """Checks the arguments; returns both logits, what there is to know of the classes, and the temperature in float32."""
     numerics.check_positive(loss, temperature=temperature)
     where = numerics.mask(loss, where, jnp.shape(student), axis)

@@ -82,11 +82,12 @@ def linear_soft_targets(
         where = numerics.mask('linear_soft_targets', where, tokens or (1,), -1).reshape(-1)
         # What is masked may be as large as it likes, and must not reach the products.
         hidden = tuple(jnp.where(where[:, None], x, jnp.zeros_like(x)) for x in hidden)
-    values = _linear_soft_targets(chunk, *meshes.varying_alike((hidden, kernels, jnp.asarray(temperature, jnp.float32))))
+    operands = meshes.varying_alike((hidden, kernels, jnp.asarray(temperature, jnp.float32)))
+    values = jnp.asarray(_linear_soft_targets(chunk, *operands))
     return (values if where is None else jnp.where(where, values, 0.0)).reshape(tokens)
 
 
-Two = tuple[jax.Array, jax.Array]  # the student's and the teacher's
+Two = tuple[jax.Array, ...]  # the student's and the teacher's
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -5,6 +5,8 @@ layouts through `axis`, the channel axis. `vid` and `factor_transfer` are means 
 `overhaul` are sums, since published weights are those of sums.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +63,7 @@ def factor_transfer(
     student: ArrayLike,
     teacher: ArrayLike,
     *,
-    variant: str = 'paper',
+    variant: Literal['paper', 'attention'] = 'paper',
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:

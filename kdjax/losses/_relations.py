@@ -8,6 +8,7 @@ is zero, so that more padding, of any content, changes nothing. What is kept and
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -196,7 +197,7 @@ def correlation_congruence(
     *,
     gamma: ArrayLike = 0.4,
     order: int = 2,
-    variant: str = 'kernel',
+    variant: Literal['kernel', 'adjacent'] = 'kernel',
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:

@@ -4,6 +4,8 @@
 the probability of yes; one logit is enough. `regression` and `bounded_regression` take outputs as numbers.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,7 @@ def binary_labels(
     targets = jnp.where(kept, labels.astype(jnp.float32), 0.0)
     wrong = ~((targets >= 0) & (targets <= 1))
     found, numbers = numerics.known(wrong), numerics.known(targets)
-    if found is not None and np.any(found):
+    if found is not None and numbers is not None and np.any(found):
         raise ValueError(
             f'binary_labels: labels must be 0 or 1, negative integers where they are not known, or probabilities, '
             f'got {numbers[found][0]:g}'
@@ -233,7 +235,7 @@ def _errors(
     return [jnp.where(jnp.isfinite(x), x, jnp.nan) for x in errors], where
 
 
-def _same_shape(loss: str, axis: int, **arrays: jax.Array) -> None:
+def _same_shape(loss: str, axis: int, **arrays: Any) -> None:
     first, *_ = arrays.values()
     numerics.check_axis(loss, axis, first.shape)
     if any(x.shape != first.shape for x in arrays.values()):

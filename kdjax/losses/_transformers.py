@@ -6,6 +6,8 @@ padding costs 0, one with NaN or an infinity among its real tokens costs NaN. Lo
 their own: the losses of `kdjax.losses._logits` return [batch, tokens] for them.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,11 @@ def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, whe
 
 @on_any_mesh
 def attention_maps(
-    student: ArrayLike, teacher: ArrayLike, *, variant: str = 'mean_square', where: ArrayLike | None = None
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    variant: Literal['mean_square', 'kl'] = 'mean_square',
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Difference of what each token attends to, head by head, per example.
 

@@ -5,6 +5,7 @@ example, and `diversity`, which looks at the whole batch and is a scalar.
 """
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,12 @@ def reconstruction(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wh
 
 @on_any_mesh
 def attention_distillation(
-    student: ArrayLike, teacher: ArrayLike, *, variant: str = 'layer', axis: int = -1, where: ArrayLike | None = None
+    student: ArrayLike,
+    teacher: ArrayLike,
+    *,
+    variant: Literal['layer', 'inner_product'] = 'layer',
+    axis: int = -1,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """How far the student is from the teacher where the teacher attends, per example.
 

@@ -6,6 +6,7 @@ elsewhere, as beyond the edge of an image.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -104,15 +105,16 @@ class Embedding(nn.Module):
 def init_connector(module: nn.Module, key: jax.Array, *inputs: jax.ShapeDtypeStruct) -> dict:
     """Makes a connector's parameters from shapes alone."""
     shapes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in inputs]
-    return dict(module.lazy_init(key, *shapes).get('params', {}))
+    variables = module.lazy_init(key, *shapes)
+    return dict(variables['params']) if 'params' in variables else {}
 
 
-def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def apply_connector(module: nn.Module, params: dict, *inputs: jax.Array, mask: Any = None) -> Any:
     """Runs a connector in float32, whatever precision the network computes in.
 
-    Inputs are zero where they do not count, see `counted_features`; `mask` is for connectors that take one.
+    Inputs are zero where they do not count, see `counted_features`; `mask` is for connectors that take one, or several.
     """
-    inputs = [x.astype(jnp.float32) for x in inputs]
+    inputs = tuple(x.astype(jnp.float32) for x in inputs)
     # Statistics of no examples would be NaN; the loss of such a batch is 0 whatever they are.
     masked = {} if mask is None else {'mask': jax.tree.map(lambda each: each | ~jnp.any(each), mask)}
     output, _ = module.apply({'params': params}, *inputs, **masked, mutable=['batch_stats'])

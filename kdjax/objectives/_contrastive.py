@@ -112,7 +112,7 @@ def crd(
         drawn = losses.crd_negatives(jax.random.fold_in(state['key'], step), indices, ClassIndex(**state['classes']), negatives)
         rows = jnp.concatenate([indices[:, None].astype(drawn.dtype), drawn], axis=1)
         memory_s, memory_t = state['student_bank'][rows], state['teacher_bank'][rows]
-        shared = {'examples': examples, 'temperature': temperature, 'where': known}
+        shared: dict[str, Any] = {'examples': examples, 'temperature': temperature, 'where': known}
         firsts = (losses.crd_normalizer(*pair, **shared) for pair in ((embedding_s, memory_t), (embedding_t, memory_s)))
         normalizers = jnp.where(state['normalizers'] > 0, state['normalizers'], jnp.stack(list(firsts)))
         values = losses.crd(
@@ -152,6 +152,6 @@ class _Embeddings:
             for i, (side, layer) in enumerate(pooled.items())
         }
 
-    def apply(self, params: dict[str, Any], student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def apply(self, params: dict[str, Any], student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, ...]:
         layers = zip(('student', 'teacher'), self._features(student, teacher), strict=True)
         return tuple(apply_connector(self._module, params[side], positions_average(batch, layer)) for side, layer in layers)

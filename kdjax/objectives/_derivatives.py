@@ -54,7 +54,8 @@ def loss_gradient_attention(student: str, teacher: str) -> Objective:
         where = None if examples is None else examples[:, None, None]
         labels = jnp.argmax(counted_logits(batch, require_logits(name, 'teacher', teacher)), axis=-1)
         heads = [functools.partial(_linear_head, class_gradients=zero_outside(where, w)) for w in weights(student, teacher)]
-        return losses.loss_gradient_attention(*heads, *counted_features(batch, *features(student, teacher)), labels)
+        source, target = counted_features(batch, *features(student, teacher))
+        return losses.loss_gradient_attention(heads[0], heads[1], source, target, labels)
 
     return from_function(name, loss)
 

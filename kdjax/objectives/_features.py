@@ -5,7 +5,7 @@ is data: `over_layers` sums a method over a mapping of paths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -70,7 +70,9 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     return connected('hint', loss, student, teacher, lambda source, target: Regressor(target.shape, normalize))
 
 
-def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
+def attention_transfer(
+    student: str, teacher: str, *, power: float = 2, variant: Literal['mean_square', 'norm'] = 'mean_square'
+) -> Objective:
     """`losses.attention_transfer` between a layer of the student and one of the teacher.
 
     Published weight: 1000, summed over the stages.
@@ -224,8 +226,9 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
         source, target = counted_features(batch, *features(student, jax.lax.stop_gradient(teacher)))
-        if 'align' in params:
-            source = apply_connector(where_shapes_differ(source, target), params['align'], source)
+        align = where_shapes_differ(source, target)
+        if align is not None:
+            source = apply_connector(align, params['align'], source)
         keep = jax.random.bernoulli(jax.random.fold_in(state['key'], step), 1 - masked, (*target.shape[:-1], 1))
         where = feature_counts(batch, target.shape)
         generated = apply_connector(generator(target), params['generator'], source * keep.astype(source.dtype), mask=where)

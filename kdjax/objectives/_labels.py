@@ -7,6 +7,7 @@ check on the host, it is an error, and where it is traced the value is NaN.
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 

@@ -276,4 +276,4 @@ def _logits(term: str, student: Outputs, teacher: Outputs, batch: Batch) -> tupl
     pair = require_logits(term, 'student', student), require_logits(term, 'teacher', teacher)
     for logits in pair:
         check_classes(term, logits)
-    return tuple(counted_logits(batch, x) for x in pair)
+    return counted_logits(batch, pair[0]), counted_logits(batch, pair[1])

@@ -1,5 +1,7 @@
 """Objectives between networks that are trained together, as the members of one `networks.ensemble`."""
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -91,4 +93,6 @@ def mutual_learning(members: int, *, temperature: Weight = 1.0) -> Objective:
         raise ValueError(f'mutual_learning: there must be at least 2 members, got {members}')
     soft = (1 / (members - 1)) * soft_targets(temperature=temperature)
     pairs = [(i, j) for i in range(members) for j in range(members) if i != j]
-    return sum(of_member(hard_labels(), i) for i in range(members)) + sum(of_member(soft, i, teacher=j) for i, j in pairs)
+    hard = [of_member(hard_labels(), i) for i in range(members)]
+    # Not `sum`, whose type allows for 0.
+    return functools.reduce(operator.add, [*hard, *(of_member(soft, i, teacher=j) for i, j in pairs)])

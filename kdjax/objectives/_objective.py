@@ -30,6 +30,7 @@ class TermInit(Protocol):
 
     def __call__(self, key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
         """Returns `(params, state)` from the shapes of its arguments; their leaves may be `jax.ShapeDtypeStruct`."""
+        ...
 
 
 class TermApply(Protocol):
@@ -39,6 +40,7 @@ class TermApply(Protocol):
         self, params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
         """Returns the loss as an `Average`, further metrics by name, and the state after this batch."""
+        ...
 
 
 Check = Callable[[Outputs, Outputs, Batch], None]

@@ -36,14 +36,15 @@ def feature_counts(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
         where = counts(batch, own)
     elif len(given) == len(own) and all(n > 0 and m % n == 0 for m, n in zip(given, own, strict=True)) and given[0] == own[0]:
         blocks = [size for m, n in zip(given, own, strict=True) for size in (n, m // n)]
-        where = jnp.broadcast_to(counts(batch, given), given).reshape(blocks)
-        where = jnp.any(where, axis=tuple(range(1, where.ndim, 2)))
+        where = counts(batch, given)
+        if where is not None:
+            where = jnp.any(jnp.broadcast_to(where, given).reshape(blocks), axis=tuple(range(1, len(blocks), 2)))
     else:
         raise ValueError(
             f'a mask or weights {given} do not fit a feature {shape}: give one per example, its positions {own}, or a whole '
             'number of times more of them along each axis'
         )
-    return where.reshape(*where.shape, *(1,) * (len(shape) - where.ndim))
+    return None if where is None else where.reshape(*where.shape, *(1,) * (len(shape) - where.ndim))
 
 
 def counted_features(batch: Batch, *features: jax.Array) -> tuple[jax.Array, ...]:

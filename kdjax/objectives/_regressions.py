@@ -1,7 +1,7 @@
 """Objectives whose connector is a model of its own: of a variance, of factors, of what a teacher leaves out, of all stages."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -53,7 +53,7 @@ def vid(student: str, teacher: str) -> Objective:
 
 
 def factor_transfer(
-    student: str, teacher: str, *, rate: float = 0.5, pretraining: int = 0, variant: str = 'paper'
+    student: str, teacher: str, *, rate: float = 0.5, pretraining: int = 0, variant: Literal['paper', 'attention'] = 'paper'
 ) -> Objective:
     """The student's translator follows the factors that a paraphraser, an autoencoder, finds in the teacher's layer.
 
@@ -176,7 +176,7 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
         # Either all stages have a mask or none has.
         fused = apply_connector(model(targets, sources), params, *sources, mask=None if masks[0] is None else masks)
         values = [losses.hierarchical_context(*pair, where=where) for *pair, where in zip(fused, targets, masks, strict=True)]
-        return sum(values)
+        return sum(values, jnp.float32(0.0))
 
     return with_parameters('hierarchical_context', init, loss)
 
@@ -212,7 +212,7 @@ class _Review(nn.Module):
 def _to_one_size(batch: Batch, source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
     """Both in float32 with zeros where they do not count, the larger of two images pooled to the smaller."""
     if source.ndim == target.ndim == 4:
-        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
+        size = min(source.shape[1], target.shape[1]), min(source.shape[2], target.shape[2])
         return tuple(pool_positions(batch, x, size) for x in (source, target))
     return tuple(x.astype(jnp.float32) for x in counted_features(batch, source, target))
 

@@ -6,7 +6,7 @@ examples: of the batch's weights it matters only which are 0.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def rkd_angle(student: str, teacher: str) -> Objective:
 
 
 def correlation_congruence(
-    student: str, teacher: str, *, gamma: Weight = 0.4, order: int = 2, variant: str = 'kernel'
+    student: str, teacher: str, *, gamma: Weight = 0.4, order: int = 2, variant: Literal['kernel', 'adjacent'] = 'kernel'
 ) -> Objective:
     """`losses.correlation_congruence` between two layers. Published weight: 0.02.
 
@@ -86,9 +86,9 @@ def instance_graph(student: Sequence[str], teacher: Sequence[str], **hyperparame
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         logits = [require_logits('instance_graph', side, x) for side, x in (('student', student), ('teacher', teacher))]
-        layers = [counted_features(batch, *side) for side in features(student, teacher)]
-        vertices = (_over_counted(batch, x) for x in logits)
-        return losses.instance_graph(*vertices, *layers, where=counted_examples(batch), **resolved)
+        source, target = (counted_features(batch, *side) for side in features(student, teacher))
+        vertices, wanted = (_over_counted(batch, x) for x in logits)
+        return losses.instance_graph(vertices, wanted, source, target, where=counted_examples(batch), **resolved)
 
     return from_function('instance_graph', loss, **hyperparameters)
 

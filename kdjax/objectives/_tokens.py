@@ -3,7 +3,7 @@
 Which student layer learns from which teacher layer is data: `over_layers(hidden_cosine, uniform_layers(student, teacher))`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -30,7 +30,7 @@ def hidden_cosine(student: str, teacher: str) -> Objective:
     return connected('hidden_cosine', loss, student, teacher, where_shapes_differ)
 
 
-def attention_maps(student: str, teacher: str, *, variant: str = 'mean_square') -> Objective:
+def attention_maps(student: str, teacher: str, *, variant: Literal['mean_square', 'kl'] = 'mean_square') -> Objective:
     """`losses.attention_maps` of two layers' attention [batch, heads, length, length].
 
     Args:

@@ -1,6 +1,6 @@
 """Objectives that need no labels and no classes in common: reconstruction, attention distillation, diversity and size."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def reconstruction(student: str | None = None, teacher: str | None = None) -> Ob
     return from_function('reconstruction', loss)
 
 
-def attention_distillation(student: str, teacher: str, *, variant: str = 'layer') -> Objective:
+def attention_distillation(student: str, teacher: str, *, variant: Literal['layer', 'inner_product'] = 'layer') -> Objective:
     """`losses.attention_distillation` between two layers, regressed to one shape where theirs differ.
 
     Args:
