@@ -7,7 +7,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint types format clean
 
 quickstart: $(VENV)/installed
 	$(RUN) -m experiments.quickstart
@@ -18,6 +18,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# Reads the types and the examples of right and wrong uses in tests/typing. pyright comes as a Python package, and needs node.
+types: $(VENV)/installed
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 format: $(VENV)/installed
 	$(RUN) -m ruff check --fix .
