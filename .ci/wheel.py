@@ -24,9 +24,7 @@ student = networks.from_linen(models.MLP((8, 8), classes=4), features=layers)
 key = jax.random.key(0)
 alone = objectives.hard_labels()
 settings = {'key': key, 'batch_size': 64, 'epochs': 20, 'progress': False}
-teacher_variables = training.fit(
-    training.distillation(teacher, None, alone, optax.adam(1e-2)), examples, **settings
-).variables
+teacher_variables = training.fit(training.distillation(teacher, None, alone, optax.adam(1e-2)), examples, **settings).variables
 recipe = recipes.hint(recipes.Pair(student=layers, teacher=layers, steps_per_epoch=4))
 variables = training.fit(
     training.distillation(student, teacher, recipe, optax.adam(1e-2)), examples, teacher_variables, **settings
