@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdjax import batches as batches
     from kdjax import data as data
+    from kdjax import dependencies as dependencies
     from kdjax import export as export
     from kdjax import jaxprs as jaxprs
     from kdjax import losses as losses
@@ -36,6 +37,7 @@ __version__ = '0.1.0'
 _PACKAGES = (
     'batches',
     'data',
+    'dependencies',
     'export',
     'jaxprs',
     'losses',

@@ -5,8 +5,10 @@ import importlib.util
 import pathlib
 from typing import Any
 
+import array_record  # noqa: F401  # this and Pillow are imported by tfds, but only in the threads that read
 import grain
 import numpy as np
+import PIL  # noqa: F401
 import tensorflow_datasets as tfds
 
 from kdjax.batches import Batch
