@@ -1,8 +1,4 @@
-"""Contrastive losses: the student's embedding of an example must be nearer to the teacher's of the same than of other examples.
-
-`info_nce` takes the others from the batch. `crd` takes many more from two memory banks, one row per training example and
-network, which the caller keeps: `crd_negatives` draws them, `crd_update_memory` writes the batch's embeddings into a bank.
-"""
+"""CRD, contrastive representation distillation, and the memory bank, the negatives and the constant that it needs."""
 
 from typing import NamedTuple
 
@@ -12,54 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax import numerics
-from kdjax.losses._relations import count, embeddings
+from kdjax.losses._embeddings import count, unit_embeddings
 from kdjax.meshes import on_any_mesh
-
-
-@on_any_mesh
-def info_nce(
-    student: ArrayLike,
-    teacher: ArrayLike,
-    *,
-    temperature: ArrayLike = 0.07,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> jax.Array:
-    """Cross-entropy of finding each example's other embedding among those of the batch, a scalar.
-
-    The mean over examples and both directions: -½ Σ_i (log softmax_j(⟨s_i, t_j⟩ / T)_i + log softmax_j(⟨t_i, s_j⟩ / T)_i) / B,
-    with s and t of L2 norm 1. Some code has the first direction only. Not zero where both networks agree, unless T goes to 0.
-
-    Args:
-      student: embeddings [batch, ..., channels], floating point of any precision; arithmetic is in float32.
-      teacher: embeddings of the same width.
-      temperature: T > 0, a number or a traced scalar, which may be trained.
-      axis: the channel axis.
-      where: boolean [batch] or [batch, positions]: what to keep; positions outside, the first axes of embeddings with channels
-        last, are zero, and examples of which nothing is kept are as if sliced away.
-
-    Returns:
-      float32 scalar, in nats, never negative; 0 for one example, or where none is kept.
-
-    Raises:
-      ValueError: shapes or dtypes do not fit, or the temperature is not a positive scalar.
-
-    >>> import jax.numpy as jnp
-    >>> student, teacher = jnp.array([[1., 0.], [0., 1.]]), jnp.array([[3., 0.], [0., 4.]])
-    >>> print(info_nce(student, teacher, temperature=1.0), info_nce(student, teacher[::-1], temperature=1.0))
-    0.313 1.313
-
-    Reference:
-      Oord, Li, Vinyals. Representation Learning with Contrastive Predictive Coding. 2018. https://arxiv.org/abs/1807.03748
-    """
-    numerics.check_positive('info_nce', temperature=temperature)
-    student, teacher, where = _same_width('info_nce', student, teacher, axis, where)
-    similarities = jnp.matmul(student, teacher.T, precision=jax.lax.Precision.HIGHEST)
-
-    def own(logits: jax.Array) -> jax.Array:
-        return jnp.diagonal(numerics.log_softmax(logits, temperature, None if where is None else where[None]))
-
-    return -jnp.sum((own(similarities) + own(similarities.T)) / 2, where=where) / count(student, where)
 
 
 @on_any_mesh
@@ -121,7 +71,7 @@ def crd(
     numerics.check_positive('crd', examples=examples, temperature=temperature, epsilon=epsilon)
     for name, normalizer in (('student_normalizer', student_normalizer), ('teacher_normalizer', teacher_normalizer)):
         numerics.check_scalars('crd', **{name: 1.0 if normalizer is None else normalizer})
-    student, teacher, where = _same_width('crd', student, teacher, axis, where)
+    student, teacher, where = unit_embeddings('crd', student, teacher, axis, where)
     total = jnp.zeros(student.shape[0], jnp.float32)
     for embedding, name, memory, normalizer in (
         (student, 'teacher_memory', teacher_memory, student_normalizer),
@@ -171,7 +121,7 @@ def crd_normalizer(
     18.59
     """
     numerics.check_positive('crd_normalizer', examples=examples, temperature=temperature)
-    embedding, _, where = _same_width('crd_normalizer', embedding, embedding, axis, where)
+    embedding, _, where = unit_embeddings('crd_normalizer', embedding, embedding, axis, where)
     scores = _scores('crd_normalizer', embedding, 'memory', memory, temperature, where)
     return jax.lax.stop_gradient(jnp.exp(_log_normalizer(scores, examples, where)))
 
@@ -307,17 +257,6 @@ def crd_update_memory(
     bank = bank.at[jnp.where(where, indices, examples)].set(rows.astype(bank.dtype), mode='drop')
     lost = jnp.any(where & (indices == examples))
     return bank.at[jnp.where(lost, examples - 1, examples)].set(jnp.nan, mode='drop')
-
-
-def _same_width(
-    loss: str, student: ArrayLike, teacher: ArrayLike, axis: int, where: ArrayLike | None
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Flattened embeddings of L2 norm 1."""
-    shapes = jnp.shape(student), jnp.shape(teacher)
-    student, teacher, where = embeddings(loss, student, teacher, axis, where)
-    if student.shape != teacher.shape:
-        raise ValueError(f'{loss}: student {shapes[0]} and teacher {shapes[1]} must have the same width')
-    return numerics.l2_normalize(student, axis=1), numerics.l2_normalize(teacher, axis=1), where
 
 
 def _scores(

@@ -1,4 +1,4 @@
-"""The instance relationship graph: a batch's examples, their distances, and what becomes of both from layer to layer."""
+"""IRG, the instance relationship graph: how the examples of a batch lie, and how they move from layer to layer."""
 
 import itertools
 import math
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from kdjax import numerics
+from kdjax.losses._embeddings import count, differences, embeddings, squared_distances
 from kdjax.losses._logits import logit_mse
-from kdjax.losses._relations import count, differences, embeddings, squared_distances
 from kdjax.meshes import on_any_mesh
 
 
