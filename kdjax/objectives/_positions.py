@@ -85,3 +85,11 @@ def pool_positions(batch: Batch, x: jax.Array, size: tuple[int, int]) -> jax.Arr
         return average_pool(zero_outside(where, x), size)
     share = average_pool(jnp.broadcast_to(where, (*x.shape[:3], 1)).astype(jnp.float32), size)
     return average_pool(zero_outside(where, x), size) / jnp.where(share > 0, share, 1.0)
+
+
+def pool_to_one_size(batch: Batch, source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
+    """Both in float32 with zeros where they do not count, the larger of two images pooled to the smaller."""
+    if source.ndim == target.ndim == 4:
+        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
+        return tuple(pool_positions(batch, x, size) for x in (source, target))
+    return tuple(x.astype(jnp.float32) for x in counted_features(batch, source, target))

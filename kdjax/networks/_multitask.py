@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdjax.networks._ensemble import apply_members, ensemble
 from kdjax.networks._network import Network, Outputs
-from kdjax.networks._transformations import apply_members, ensemble
 
 
 def multitask(members: Sequence[Network]) -> Network:

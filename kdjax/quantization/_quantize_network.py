@@ -12,8 +12,16 @@ from kdjax import jaxprs, paths
 from kdjax.jaxprs import Product
 from kdjax.networks import Network
 from kdjax.quantization._arrays import QuantizedArray, quantize
-from kdjax.quantization._calibration import Range
-from kdjax.quantization._networks import COLLECTION, activation_grid, fake_product, traced, transform, unpack, weight_grid
+from kdjax.quantization._fake_quantize_network import (
+    COLLECTION,
+    activation_grid,
+    fake_product,
+    traced,
+    transform,
+    unpack,
+    weight_grid,
+)
+from kdjax.quantization._ranges import Range
 from kdjax.quantization._rules import Rule, Rules, choose
 from kdjax.quantization._scales import symmetric_scale
 from kdjax.quantization._weights import dequantize_weights, is_quantized

@@ -16,8 +16,8 @@ from scanned import ScannedMLP
 from kdjax import models, networks, paths, quantization
 from kdjax.networks import Network, Outputs
 from kdjax.quantization import QuantizedArray, Rule
-from kdjax.quantization._integers import integer_product
-from kdjax.quantization._networks import fake_product, transform
+from kdjax.quantization._fake_quantize_network import fake_product, transform
+from kdjax.quantization._quantize_network import integer_product
 
 RNG = np.random.default_rng(0)
 

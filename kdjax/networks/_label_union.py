@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.networks._ensemble import ensemble
 from kdjax.networks._network import Network
-from kdjax.networks._transformations import ensemble, postprocess
+from kdjax.networks._preprocess import postprocess
 
 
 def label_union(members: Sequence[Network], classes: Sequence[Sequence[int]], *, average: str = 'probabilities') -> Network:

@@ -13,7 +13,7 @@ from jax.extend import core
 from kdjax import jaxprs, paths
 from kdjax.jaxprs import Product, Program
 from kdjax.networks import Network
-from kdjax.quantization._networks import COLLECTION, traced
+from kdjax.quantization._fake_quantize_network import COLLECTION, traced
 from kdjax.quantization._weights import is_quantized
 
 _LAYOUT = ('reshape', 'broadcast_in_dim', 'convert_element_type', 'squeeze')
