@@ -366,3 +366,17 @@ def test_what_does_not_fit_gradient_attention_is_refused():
     ]:
         with pytest.raises(ValueError, match=f'^loss_gradient_attention: [^\n]*{part}[^\n]*$'):
             losses.loss_gradient_attention(*arguments)
+
+
+def test_gradient_attention_in_another_layout_and_under_a_mask_is_that_of_what_is_kept():
+    rng = np.random.default_rng(11)
+    features = rng.normal(size=(2, BATCH, 2, 4, 3)).astype(np.float32)
+    gradients = rng.normal(size=(2, BATCH, 3)).astype(np.float32)
+    expected = losses.loss_gradient_attention(*features[:, :, :, :3], *gradients)
+    spoilt = features.copy()
+    spoilt[:, :, :, 3] = np.nan
+    where = np.arange(4)[None, None, :, None] < 3
+    np.testing.assert_allclose(losses.loss_gradient_attention(*spoilt, *gradients, where=where), expected, rtol=1e-5)
+    moved = np.moveaxis(spoilt, -1, 2)
+    where = np.moveaxis(where, -1, 1)
+    np.testing.assert_allclose(losses.loss_gradient_attention(*moved, *gradients, axis=1, where=where), expected, rtol=1e-5)
