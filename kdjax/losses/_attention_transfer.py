@@ -19,7 +19,7 @@ def attention_transfer(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Difference of the maps that say where each network is active, per example.
+    """AT, attention transfer: difference of the maps that say where each network is active, per example.
 
     Q = vec(mean_c |f_c|^p) / ||vec(mean_c |f_c|^p)||. `variant='mean_square'`, behind published tables with weight 1000:
     the mean over positions of (Q_s - Q_t)². `variant='norm'`, the paper's: ||Q_s - Q_t||. Channel counts may differ. Where

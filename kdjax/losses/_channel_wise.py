@@ -18,7 +18,7 @@ def channel_wise(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Divergence of the maps that say where each channel is active, per example.
+    """CWD, channel-wise distillation: divergence of the maps that say where each channel is active, per example.
 
     T² / C · Σ_c Σ_i p_t(c, i) (log p_t(c, i) - log p_s(c, i)), with p = softmax over the positions i of f / T. The sum over
     positions and the mean over channels, as in published code.

@@ -21,7 +21,7 @@ def decoupled_kd(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Decoupled distillation: the labelled class against the rest, and the rest among themselves, per example.
+    """DKD, decoupled distillation: the labelled class against the rest, and the rest among themselves, per example.
 
     T² (α·TCKD + β·NCKD). TCKD is the divergence of the pairs [p(y), 1 - p(y)]; NCKD that of the distributions over the classes
     other than y, renormalised. `soft_targets` is TCKD + (1 - p_t(y))·NCKD: DKD frees the second term of the teacher's

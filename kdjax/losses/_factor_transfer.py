@@ -18,7 +18,7 @@ def factor_transfer(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Mean absolute difference of two normalised factors, per example.
+    """FT, factor transfer: mean absolute difference of two normalised factors, per example.
 
     mean |F_s / ||F_s|| - F_t / ||F_t|||, with L2 norms. `variant='paper'`: the mean is over all entries of the factors, where
     the paper writes the L1 norm, their sum; published code takes this mean, and its weight [200] is that of a mean.

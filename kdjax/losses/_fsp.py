@@ -22,7 +22,7 @@ def fsp(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Mean squared difference of how the channels before and after a part of each network go together, per example.
+    """FSP: mean squared difference of how the channels before and after a part of each network go together, per example.
 
     mean over [channels_in, channels_out] of (G_s - G_t)², with G = mean over positions of the outer products of the
     activations `in` and `out`; the larger of the two is average-pooled to the smaller. Published weight [50], with one term

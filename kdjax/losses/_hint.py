@@ -11,7 +11,7 @@ from kdjax.meshes import on_any_mesh
 
 @on_any_mesh
 def hint(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Mean squared difference of two activations of the same shape, per example.
+    """FitNets: mean squared difference of two activations of the same shape, per example.
 
     mean over all but the first axis of (f_s - f_t)². The regressor that brings the student's activation to the teacher's
     shape is `objectives.hint`'s. The paper writes ½ of the sum; the mean, as in most implementations, does not grow with

@@ -18,7 +18,7 @@ def info_nce(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Cross-entropy of finding each example's other embedding among those of the batch, a scalar.
+    """InfoNCE: cross-entropy of finding each example's other embedding among those of the batch, a scalar.
 
     The mean over examples and both directions: -½ Σ_i (log softmax_j(⟨s_i, t_j⟩ / T)_i + log softmax_j(⟨t_i, s_j⟩ / T)_i) / B,
     with s and t of L2 norm 1. Some code has the first direction only. Not zero where both networks agree, unless T goes to 0.

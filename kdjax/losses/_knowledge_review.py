@@ -13,7 +13,7 @@ from kdjax.meshes import on_any_mesh
 def hierarchical_context(
     student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Mean squared differences of two activations at several resolutions, per example.
+    """ReviewKD's hierarchical context: mean squared differences of two activations at several resolutions, per example.
 
     Σ_l w_l · mean (pool_l(f_s) - pool_l(f_t))² / Σ_l w_l. Full size has weight 1. Average pools to 4x4, 2x2 and 1x1 follow,
     but only those smaller than the height, and each has half the weight of the one before: ½, ¼, ⅛ from height 5 on, and

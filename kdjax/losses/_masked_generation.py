@@ -11,7 +11,7 @@ from kdjax.meshes import on_any_mesh
 
 @on_any_mesh
 def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Mean squared difference of what was generated from a masked activation and the teacher's activation, per example.
+    """MGD: mean squared difference of the teacher's activation and one generated from a masked one, per example.
 
     mean over all but the first axis of (g - f_t)². The random mask of positions and the generator of convolutions that
     makes g from the student's masked activation are `objectives.masked_generation`'s. Published code takes the sum over

@@ -20,7 +20,7 @@ def normalized_kd(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Cross-entropy at the labelled class, and that of the others once they are renormalised, per example.
+    """NKD: cross-entropy at the labelled class, and that of the others once they are renormalised, per example.
 
     -p_t(y) log p_s(y) at temperature 1, plus γ·T² times -Σ_{c≠y} q_t(c) log q_s(c), where q is the softmax of z / T over the
     classes other than y. Both are cross-entropies: at s = t the value is not zero, and neither is the gradient, since the

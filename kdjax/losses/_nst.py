@@ -14,7 +14,7 @@ from kdjax.meshes import on_any_mesh
 
 @on_any_mesh
 def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Maximum mean discrepancy of the two sets of channels, each channel a map of where it is active, per example.
+    """NST: maximum mean discrepancy of two sets of channels, each a map of where it is active, per example.
 
     mean K(t, t) + mean K(s, s) - 2 mean K(s, t) over pairs of channels, with K(a, b) = (a · b)² of maps that are L2-normalised
     over positions. It is the squared distance of the two means of a aᵀ. Where sizes differ, the larger is average-pooled to

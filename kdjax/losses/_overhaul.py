@@ -22,7 +22,7 @@ def activation_boundary(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Squared hinge that asks of every neuron of the student to be on where the teacher's is, and off elsewhere, per example.
+    """AB: squared hinge that asks each of the student's neurons to be on where the teacher's is, off elsewhere, per example.
 
     Σ max(0, m - s)² where t > 0, Σ max(0, m + s)² where t <= 0, over all neurons of an example. The activations are those
     before the ReLU. The teacher counts by its sign alone, so that its gradient is zero. Published code adds up layers with
@@ -61,7 +61,7 @@ def activation_boundary(
 def overhaul(
     student: ArrayLike, teacher: ArrayLike, margin: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Squared difference from the teacher's activation before its ReLU, cut off below a margin, per example.
+    """OFD: squared difference from the teacher's activation before its ReLU, cut off below a margin, per example.
 
     Σ (s - t')² with t' = max(t, m), over the elements of an example, leaving out those where s <= t' <= 0: the ReLU turns
     both into 0 anyway. Published weight [1e-3] of the mean over the batch of this sum, half of that for the layer before,

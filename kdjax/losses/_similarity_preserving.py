@@ -13,7 +13,7 @@ from kdjax.meshes import on_any_mesh
 def similarity_preserving(
     student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Squared difference of the two networks' similarity matrices over the batch, a scalar.
+    """SP: squared difference of the two networks' similarity matrices over the batch, a scalar.
 
     Σ_ij (G_t - G_s)²_ij / B², with G = F Fᵀ for the flattened activations F [B, D], each row of G divided by its L2 norm
     (the L2 norm, where some implementations take L1).

@@ -21,7 +21,7 @@ _GAP_SQUARED = 1e-8
 def singular_vectors(
     student: ArrayLike, teacher: ArrayLike, *, rank: int = 1, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """How far the student is from having the teacher's strongest patterns over positions, per example.
+    """KDSVD: how far the student is from having the teacher's strongest patterns over positions, per example.
 
     Σ_k w_k (2 - 2 max_j |u_t,k · u_s,j|), with the left singular vectors u [positions] of the activations as matrices
     [positions, channels]: the teacher's first `rank`, the student's first `rank + 3`, and w_k = σ_t,k² / Σ_k σ_t,k². The

@@ -21,10 +21,10 @@ def subset_soft_targets(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Divergence of the student from a teacher that knows only some of its classes, per example.
+    """UHC: divergence of the student from a teacher that knows only some of its classes, per example.
 
-    `soft_targets` with the student renormalised over `classes`: what it says of the other classes is not this teacher's
-    business. The sum over several teachers unites their classes.
+    `soft_targets` with the student renormalised over `classes`: what it says of the other classes does not enter the loss. The
+    sum over several teachers unites their classes.
 
     Args:
       student: logits [..., classes of the student], floating point of any precision; arithmetic is in float32.

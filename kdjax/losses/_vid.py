@@ -14,7 +14,7 @@ from kdjax.meshes import on_any_mesh
 def vid(
     mean: ArrayLike, variance: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Negative log likelihood of the teacher's activation under a normal distribution that the student predicts, per example.
+    """VID: negative log likelihood of the teacher's activation under what the student predicts of it, per example.
 
     mean over all but the first axis of ½ ((μ - f_t)² / σ² + log σ²), without the constant ½ log 2π. It may be negative, and is
     lowest in σ² where σ² is the mean of (μ - f_t)². The regressor for μ and the trained σ² of each channel are

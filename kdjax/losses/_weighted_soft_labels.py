@@ -19,7 +19,7 @@ def weighted_soft_labels(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Cross-entropy with the teacher's soft labels, less where the student already beats the teacher, per example.
+    """WSLD: soft labels' cross-entropy, less where the student already beats the teacher, per example.
 
     T² · w · (-Σ_c p_t(c) log p_s(c)), with p = softmax(z / T) and w = 1 - exp(-CE_s / (CE_t + 1e-7)), where CE is the
     cross-entropy of each network with the label at temperature 1. The weight is a constant for gradients. A cross-entropy: at

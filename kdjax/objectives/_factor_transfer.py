@@ -19,7 +19,7 @@ from kdjax.objectives._positions import feature_counts, pool_to_one_size
 def factor_transfer(
     student: str, teacher: str, *, rate: float = 0.5, pretraining: int = 0, variant: str = 'paper'
 ) -> Objective:
-    """The student's translator follows the factors that a paraphraser, an autoencoder, finds in the teacher's layer.
+    """FT, factor transfer: the student learns the factors that a paraphraser, an autoencoder, finds in the teacher's layer.
 
     Paraphraser and translator are three 3x3 convolutions with leaky ReLUs, of which the last two have `rate` times the
     teacher's channels; the paraphraser's decoder mirrors it. The value is the autoencoder's mean squared error for the first

@@ -14,7 +14,7 @@ from kdjax.objectives._objective import Objective, Weight
 
 
 def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
-    """`losses.hint` between a layer of the teacher and a trained regression from a layer of the student.
+    """FitNets: `losses.hint` between a layer of the teacher and a trained regression from a layer of the student.
 
     Its parameters are those of `connectors.Regressor`. Published weight: 100. As a stage of its own before the task, as in the
     paper: `in_stages([hint(...), hard_labels()], [steps])`.
@@ -32,7 +32,7 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
 
 
 def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
-    """`losses.attention_transfer` between a layer of the student and one of the teacher.
+    """AT: `losses.attention_transfer` between a layer of the student and one of the teacher.
 
     Published weight: 1000, summed over the stages.
 
@@ -46,7 +46,7 @@ def attention_transfer(student: str, teacher: str, *, power: float = 2, variant:
 
 
 def nst(student: str, teacher: str) -> Objective:
-    """Neuron selectivity transfer: `losses.nst` between a layer of the student and one of the teacher. Published weight: 50.
+    """NST, neuron selectivity transfer: `losses.nst` between a layer of each network. Published weight: 50.
 
     Args:
       student: path of the student's layer.
@@ -56,7 +56,7 @@ def nst(student: str, teacher: str) -> Objective:
 
 
 def singular_vectors(student: str, teacher: str, *, rank: int = 1) -> Objective:
-    """`losses.singular_vectors` between a layer of the student and one of the teacher.
+    """KDSVD: `losses.singular_vectors` between a layer of the student and one of the teacher.
 
     Args:
       student: path of the student's layer.
@@ -67,7 +67,7 @@ def singular_vectors(student: str, teacher: str, *, rank: int = 1) -> Objective:
 
 
 def channel_wise(student: str, teacher: str, *, temperature: Weight = 4.0) -> Objective:
-    """`losses.channel_wise` between a layer of the teacher and one of the student, regressed to its shape if need be.
+    """CWD: `losses.channel_wise` between a layer of each network, the student's regressed to the teacher's shape if need be.
 
     Args:
       student: path of the student's layer.

@@ -17,7 +17,7 @@ from kdjax.objectives._positions import counted_features, feature_counts, zero_o
 
 
 def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Objective:
-    """Knowledge review: every stage of the student, fused with those behind it, learns from the teacher's stage.
+    """ReviewKD: every stage of the student, fused with those behind it, learns from the teacher's stage.
 
     From the last stage to the first, a stage goes through a 1x1 convolution with batch norm, is mixed with what came of the
     stage behind it (enlarged to its size) by a pair of attention maps that both decide, and leads through a 3x3 convolution

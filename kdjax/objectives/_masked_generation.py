@@ -16,7 +16,7 @@ from kdjax.objectives._positions import counted_features, feature_counts
 
 
 def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Objective:
-    """Masked generative distillation: the student's feature, positions masked at random, must still make the teacher's.
+    """MGD: the student's feature, positions masked at random, must still make the teacher's.
 
     A convolution to the teacher's shape where shapes differ, the mask, then two 3x3 convolutions with a ReLU between, all
     trained; the loss is `losses.masked_generation`. Tokens have convolutions of 3 of them. The state is a random key, and what

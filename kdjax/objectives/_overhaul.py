@@ -16,7 +16,7 @@ from kdjax.objectives._positions import counted_features, feature_counts
 
 
 def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objective:
-    """Comprehensive overhaul: a trained 1x1 convolution with batch norm on the student's layer, and `losses.overhaul`.
+    """OFD: `losses.overhaul` from a trained 1x1 convolution with batch norm on the student's layer.
 
     The layers are pre-activations. The margin of each channel is what the teacher's batch norm says of its negative values,
     `losses.overhaul_margin`. Published weight: 1e-3, and half as much for every stage before the last.
@@ -49,7 +49,7 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
 
 
 def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> Objective:
-    """`losses.activation_boundary` from a trained 1x1 convolution with batch norm on the student's layer.
+    """AB: `losses.activation_boundary` from a trained 1x1 convolution with batch norm on the student's layer.
 
     The layers are pre-activations, such as the output of the last norm before a ReLU. The paper trains with this alone first,
     and then with the task: `in_stages([activation_boundary(...), hard_labels()], [steps])`.

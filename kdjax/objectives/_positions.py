@@ -22,7 +22,7 @@ def feature_counts(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
     """Which positions of a feature [batch, positions, channels] count: [batch, positions, 1], or None where all do.
 
     The channels are no position, however many there are: of a feature [batch, channels] an example counts where any of its
-    positions does. Where the batch has a whole number of times more positions along each axis, pixels over a feature map say,
+    positions does. Where the batch has a whole number of times more positions along each axis, as pixels over a feature map do,
     a position of the feature counts where any of those that it stands for does.
 
     Raises:

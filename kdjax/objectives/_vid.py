@@ -18,7 +18,7 @@ SMALLEST_VARIANCE = 1e-5
 
 
 def vid(student: str, teacher: str) -> Objective:
-    """Variational information distillation: the student's layer predicts the teacher's, with a variance per channel.
+    """VID: the student's layer predicts the teacher's, with a variance per channel that is trained.
 
     The mean comes from three 1x1 convolutions, the variance is softplus(ρ) + 1e-5, begins at 5 and is trained; the loss is
     `losses.vid`. The larger of two images is average-pooled to the smaller; layers may be of tokens [batch, length, width] too.
