@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdjax import batches as batches
     from kdjax import data as data
+    from kdjax import errors as errors
     from kdjax import export as export
+    from kdjax import files as files
     from kdjax import jaxprs as jaxprs
     from kdjax import losses as losses
     from kdjax import meshes as meshes
@@ -36,7 +38,9 @@ __version__ = '0.1.0'
 _PACKAGES = (
     'batches',
     'data',
+    'errors',
     'export',
+    'files',
     'jaxprs',
     'losses',
     'meshes',

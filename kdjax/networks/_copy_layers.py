@@ -12,8 +12,8 @@ def copy_layers(source: Variables, target: Variables, layers: Leaves) -> dict[st
     Args:
       source: variables to take from.
       target: variables to put into; they stay as they are.
-      layers: which of the source's parameters, as patterns over their paths or a predicate of path and array, `'stage1/*'` say;
-        what it picks of the state comes along, such as the statistics of batch norms in `'stage1'`.
+      layers: which of the source's parameters, as patterns over their paths, such as `'stage1/*'`, or a predicate of path and
+        array; what it picks of the state comes along, such as the statistics of batch norms in `'stage1'`.
 
     Returns:
       The variables.

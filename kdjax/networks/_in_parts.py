@@ -61,7 +61,7 @@ def in_parts(network: Network, n: int) -> Network:
             changed = sorted(set(leaves_with_paths(state)) - unchanged(state, variables))
             if changed:
                 raise ValueError(
-                    f'in_parts: the network changes its state, {changed[0]} say, which parts of a batch cannot share: '
+                    f'in_parts: the network changes its state, such as {changed[0]}, which parts of a batch cannot share: '
                     f'use layers without batch statistics, or smaller batches'
                 )
             names[:] = state

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from kdjax.networks import _class_gradients
 from kdjax.networks._arguments import TrainArgument, call_arguments
@@ -80,13 +81,11 @@ def from_nnx(
     layout = [(keys, leaf, _collection(leaf)) for keys, leaf in nnx.to_flat_state(abstract)]
 
     def to_variables(state: Any) -> dict[str, Any]:
-        variables: dict[str, Any] = {_PARAMS: {}}
-        for keys, leaf in nnx.to_flat_state(state):
-            node = variables.setdefault(_collection(leaf), {})
-            for key in keys[:-1]:
-                node = node.setdefault(str(key), {})
-            node[str(keys[-1])] = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        return variables
+        leaves = {
+            (_collection(leaf), *map(str, keys)): leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+            for keys, leaf in nnx.to_flat_state(state)
+        }
+        return {_PARAMS: {}, **unflatten_dict(leaves)}
 
     def to_module(variables: dict[str, Any], rng: jax.Array | None) -> nnx.Module:
         flat = []
@@ -187,7 +186,7 @@ def _child(node: Any, key: str) -> Any:
 
 
 def _mark_arrays(instance: nnx.Pytree) -> None:
-    """Has attributes that are arrays count as data, as they do eagerly; traced ones Flax takes for constants."""
+    """Makes attributes that are arrays count as data, as they do eagerly; traced ones Flax takes for constants."""
     for _, node in list(nnx.iter_graph(instance)):
         if isinstance(node, nnx.Pytree):
             for name, value in list(vars(node).items()):

@@ -11,7 +11,8 @@ from kdjax.networks._network import Network, Outputs
 def preprocess(network: Network, function: Callable[[Any], Any]) -> Network:
     """Puts a pure function in front of a network, such as the normalisation that it was trained with.
 
-    Teacher and student then share raw inputs, uint8 images say, though each was trained with a mean and a deviation of its own.
+    Teacher and student then share raw inputs, such as uint8 images, though each was trained with a mean and a deviation of
+    its own.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from kdjax.networks import from_linen

@@ -64,8 +64,8 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     """How a state or variables are laid out on a mesh, from shapes alone.
 
     An array of at least `SMALLEST_SPLIT` elements is split over `'fsdp'` along the longest axis that divides evenly, the first
-    of equals; others are replicated. Moments of the optimizer, masks and averages have the shapes of the parameters, and so
-    their layout.
+    such axis if several are equally long; others are replicated. Moments of the optimizer, masks and averages have the shapes
+    of the parameters, and so their layout.
 
     Args:
       mesh: a mesh, see `data_parallel`.

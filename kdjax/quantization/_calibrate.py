@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from kdjax import jaxprs
 from kdjax.jaxprs import Product
 from kdjax.networks import Network
-from kdjax.quantization._fake_quantize_network import COLLECTION, SIDES, nest, remembers, traced, unpack, unpack_operands
+from kdjax.quantization._fake_quantize_network import COLLECTION, SIDES, remembers, traced, unpack, unpack_operands
 from kdjax.quantization._ranges import Range, minmax_range, union_range
 from kdjax.quantization._rules import Rules, choose
 
@@ -75,4 +76,4 @@ def calibrate(
         product: {side: join([batch[product][side] for batch in found])._asdict() for side in sides}
         for product, sides in found[0].items()
     }
-    return {**variables, COLLECTION: {'steps': jnp.int32(0), 'ranges': nest(ranges)}}
+    return {**variables, COLLECTION: {'steps': jnp.int32(0), 'ranges': unflatten_dict(ranges, sep='/')}}

@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from kdjax import jaxprs
 from kdjax.jaxprs import Product
 from kdjax.networks import Network, Outputs
-from kdjax.quantization import _arrays
-from kdjax.quantization._arrays import QuantizedArray
+from kdjax.quantization._arrays import QuantizedArray, fake_quantize
 from kdjax.quantization._ranges import Range, minmax_range, moving_average_range
 from kdjax.quantization._rules import Rule, Rules, choose
 from kdjax.quantization._scales import affine_scale, symmetric_scale, symmetric_scale_of_range
@@ -41,7 +41,7 @@ def fake_quantize_network(network: Network, rules: Rules) -> Network:
       A `Network` with the same parameters, which goes through every transformation of JAX that the network does.
 
     Raises:
-      ValueError: from `init` or `apply`, when traced: a pattern matches no product, a rule is no good, static ranges were not
+      ValueError: from `init` or `apply`, when traced: a pattern matches no product, a rule is invalid, static ranges were not
         calibrated, or a product stands within control flow other than calls and scans.
 
     >>> import jax, jax.numpy as jnp
@@ -73,7 +73,7 @@ def transform(name: str, network: Network, rules: Rules, multiply: Callable[...,
             for product in jaxprs.products(program)
             if product.name in chosen and remembers(chosen[product.name]) and chosen[product.name].ranges == 'moving_average'
         }
-        return {**variables, COLLECTION: {'steps': jnp.int32(0), 'ranges': nest(empty)}}
+        return {**variables, COLLECTION: {'steps': jnp.int32(0), 'ranges': unflatten_dict(empty, sep='/')}}
 
     def apply(
         variables: Mapping[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
@@ -95,7 +95,7 @@ def transform(name: str, network: Network, rules: Rules, multiply: Callable[...,
         results, changed = jaxprs.evaluate(program, leaves, evaluate, states, unpack)
         outputs, state = rebuild(results)
         steps = steps + jnp.int32(1) if train else steps
-        return outputs, {**state, COLLECTION: {'steps': steps, 'ranges': nest({**states, **changed})}}
+        return outputs, {**state, COLLECTION: {'steps': steps, 'ranges': unflatten_dict({**states, **changed}, sep='/')}}
 
     return Network(init, apply)
 
@@ -106,7 +106,7 @@ def fake_product(rule: Rule, product: Product, operands: Sequence[Any], ranges: 
     for i, (operand, range_) in enumerate(zip(unpack_operands(product, operands), ranges, strict=True)):
         grid = weight_grid(rule, product, operand) if i == product.weights else activation_grid(rule, range_)
         bits = rule.weights if i == product.weights else rule.activations
-        rounded.append(operand if grid is None else _arrays.fake_quantize(operand, *grid, bits=bits))
+        rounded.append(operand if grid is None else fake_quantize(operand, *grid, bits=bits))
     return product(*rounded)
 
 
@@ -176,18 +176,6 @@ def unpack(value: Any) -> Any:
 def unpack_operands(product: Product, operands: Sequence[Any]) -> list[jax.Array]:
     """Operands as numbers of the types that the product takes; those of integers, a cast of which was skipped, are float32."""
     return [unpack(x).astype(like.dtype) for x, like in zip(operands, product.operands, strict=True)]
-
-
-def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Names with slashes as nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for name, value in named.items():
-        *folders, last = name.split('/')
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = value
-    return tree
 
 
 def stored_ranges(variables: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

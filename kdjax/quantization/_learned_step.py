@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.quantization._arrays import as_float32, on_grid, quantized_range, scale_for
+from kdjax.numerics import floating
+from kdjax.quantization._arrays import on_grid, quantized_range, scale_for
 from kdjax.quantization._scales import reduce_groups
 
 
@@ -57,7 +58,7 @@ def learned_step(
     x = jnp.asarray(x)
     if count is None:
         count = x.size // max(jnp.size(scale), 1)
-    scale, zero_point = scale_for('learned_step', as_float32('learned_step', x), scale, zero_point)
+    scale, zero_point = scale_for('learned_step', floating('learned_step: x', x), scale, zero_point)
     # Here and not in the rule below, so that JAX sums the gradients of those that share a scale.
     scale = jnp.broadcast_to(scale, x.shape)
     return _learned_step(x, scale, zero_point, low, high, max(count, 1))
@@ -99,7 +100,7 @@ def initial_step(
       Esser, McKinstry, Bablani, Appuswamy, Modha. Learned Step Size Quantization. 2020. https://arxiv.org/abs/1902.08153
     """
     _, high = quantized_range(bits, zero_point, narrow)
-    magnitudes = jnp.abs(as_float32('initial_step', x))
+    magnitudes = jnp.abs(floating('initial_step: x', x))
     grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     total = reduce_groups('initial_step', lambda x, axes: jnp.sum(x, axis=axes), magnitudes, **grouping)
     mean = total / (max(magnitudes.size, 1) / max(total.size, 1))

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.quantization._arrays import as_float32, fake_quantize
+from kdjax.numerics import floating
+from kdjax.quantization._arrays import fake_quantize
 from kdjax.quantization._scales import affine_scale, reduce_groups, symmetric_scale_of_range
 
 
@@ -61,7 +62,7 @@ def minmax_range(
     >>> print(low, high)
     [[-1.  0.]] [[3. 4.]]
     """
-    x = as_float32('minmax_range', x)
+    x = floating('minmax_range: x', x)
     grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     low = reduce_groups('minmax_range', lambda x, axes: jnp.min(x, axis=axes, initial=0.0), x, **grouping)
     return Range(low, reduce_groups('minmax_range', lambda x, axes: jnp.max(x, axis=axes, initial=0.0), x, **grouping))
@@ -89,7 +90,7 @@ def absmax_range(
     >>> print(low, high)
     [-3.] [3.]
     """
-    magnitudes = jnp.abs(as_float32('absmax_range', x))
+    magnitudes = jnp.abs(floating('absmax_range: x', x))
     largest = lambda x, axes: jnp.max(x, axis=axes, initial=0.0)  # noqa: E731
     grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     high = reduce_groups('absmax_range', largest, magnitudes, **grouping)
@@ -128,7 +129,7 @@ def percentile_range(
     """
     if not 50 <= percentile <= 100:
         raise ValueError(f'percentile_range: percentile must be between 50 and 100, got {percentile}')
-    x = as_float32('percentile_range', x)
+    x = floating('percentile_range: x', x)
     if x.size == 0:
         raise ValueError(f'percentile_range: an array of shape {x.shape} has no percentiles; give at least one number')
     grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
@@ -177,7 +178,7 @@ def mse_range(
     """
     if candidates < 1:
         raise ValueError(f'mse_range: candidates must be at least 1, got {candidates}')
-    x = as_float32('mse_range', x)
+    x = floating('mse_range: x', x)
     grouping = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     low, high = absmax_range(x, **grouping) if symmetric else minmax_range(x, **grouping)
 
@@ -225,7 +226,7 @@ def moving_average_range(
     """
     if isinstance(decay, (int, float)) and not 0 <= decay <= 1:
         raise ValueError(f'moving_average_range: decay must be between 0 and 1, got {decay}')
-    batch = minmax_range(as_float32('moving_average_range', x), channel_axis=channel_axis)
+    batch = minmax_range(floating('moving_average_range: x', x), channel_axis=channel_axis)
     for end, new_end in zip(average, batch, strict=True):
         if jnp.shape(end) != new_end.shape:
             raise ValueError(

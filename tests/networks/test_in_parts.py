@@ -100,7 +100,9 @@ def test_state_stays_as_it_is_and_where_it_would_change_is_an_error(wrap, key):
     parts = networks.in_parts(inner, 2)
     _, state = jax.jit(parts.apply)(start, images)
     jax.tree.map(np.testing.assert_array_equal, state, {'batch_stats': start['batch_stats']})
-    message = r'^in_parts: the network changes its state, batch_stats/block/.*/mean say, which parts of a batch cannot share: '
+    message = (
+        '^in_parts: the network changes its state, such as batch_stats/block/.*/mean, which parts of a batch cannot share: '
+    )
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(functools.partial(parts.apply, train=True), start, images, rng=key)
 
