@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from kdjax.batches import Batch
+from kdjax.batches import Batch, take_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.problems import Problem, TrainState
@@ -42,4 +42,8 @@ def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], 
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 3), state.step)
         return problem.step(state, teacher_variables, transform(key, batch))
 
-    return problem._replace(init=init, step=step)
+    def check(data: Batch, batch_size: int) -> None:
+        # Steps see what the transform makes of a batch, which may be other labels than those of the data.
+        problem.check(transform(jax.random.key(0), take_examples(data, slice(0, batch_size))), batch_size)
+
+    return problem._replace(init=init, step=step, check=check)
