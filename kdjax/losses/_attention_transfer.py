@@ -1,5 +1,7 @@
 """AT, attention transfer: the difference of the maps that say where each network is active."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -15,7 +17,7 @@ def attention_transfer(
     teacher: ArrayLike,
     *,
     power: float = 2,
-    variant: str = 'mean_square',
+    variant: Literal['mean_square', 'norm'] = 'mean_square',
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:

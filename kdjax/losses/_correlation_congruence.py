@@ -1,5 +1,7 @@
 """CC, correlation congruence: the difference of two kernel matrices over a batch."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -16,7 +18,7 @@ def correlation_congruence(
     *,
     gamma: ArrayLike = 0.4,
     order: int = 2,
-    variant: str = 'kernel',
+    variant: Literal['kernel', 'adjacent'] = 'kernel',
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:

@@ -1,5 +1,7 @@
 """FT, factor transfer: the difference of normalised factors of two activations."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -14,7 +16,7 @@ def factor_transfer(
     student: ArrayLike,
     teacher: ArrayLike,
     *,
-    variant: str = 'paper',
+    variant: Literal['paper', 'attention'] = 'paper',
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:

@@ -34,7 +34,7 @@ def prepare(
     temperature: ArrayLike,
     axis: int,
     where: ArrayLike | None,
-) -> tuple[tuple[jax.Array, jax.Array], Classes, jax.Array]:
+) -> tuple[tuple[jax.Array, ...], Classes, jax.Array]:
     """Checks the arguments; returns both logits, what there is to know of the classes, and the temperature in float32."""
     numerics.check_positive(loss, temperature=temperature)
     where = numerics.mask(loss, where, jnp.shape(student), axis)

@@ -1,7 +1,7 @@
 """One network of several, and their variables, joined and taken apart."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,12 @@ def member_variables(variables: dict[str, Any], member: int) -> dict[str, Any]:
     return own
 
 
-def ensemble(members: Sequence[Network], *, average: str = 'probabilities', weights: Sequence[float] | None = None) -> Network:
+def ensemble(
+    members: Sequence[Network],
+    *,
+    average: Literal['probabilities', 'logits'] = 'probabilities',
+    weights: Sequence[float] | None = None,
+) -> Network:
     """Makes one network of several, whose prediction is the mean of theirs.
 
     `average='probabilities'`: logits are log of the mean of the members' softmax, so that softmax of them is that mean.

@@ -1,6 +1,6 @@
 """FT, factor transfer, with the paraphraser and the translator that it trains."""
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from kdjax.objectives._positions import feature_counts, pool_to_one_size
 
 
 def factor_transfer(
-    student: str, teacher: str, *, rate: float = 0.5, pretraining: int = 0, variant: str = 'paper'
+    student: str, teacher: str, *, rate: float = 0.5, pretraining: int = 0, variant: Literal['paper', 'attention'] = 'paper'
 ) -> Objective:
     """FT, factor transfer: the student learns the factors that a paraphraser, an autoencoder, finds in the teacher's layer.
 

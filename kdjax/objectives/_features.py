@@ -4,6 +4,8 @@ A feature is named by its path, one of those that its network was made with. Whi
 is data: `over_layers` sums a method over a mapping of paths.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 
@@ -31,7 +33,9 @@ def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     return connected('hint', loss, student, teacher, lambda source, target: Regressor(target.shape, normalize))
 
 
-def attention_transfer(student: str, teacher: str, *, power: float = 2, variant: str = 'mean_square') -> Objective:
+def attention_transfer(
+    student: str, teacher: str, *, power: float = 2, variant: Literal['mean_square', 'norm'] = 'mean_square'
+) -> Objective:
     """AT: `losses.attention_transfer` between a layer of the student and one of the teacher.
 
     Published weight: 1000, summed over the stages.

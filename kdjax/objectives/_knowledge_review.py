@@ -45,7 +45,7 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
         # Either all stages have a mask or none has.
         fused = apply_connector(model(targets, sources), params, *sources, mask=None if masks[0] is None else masks)
         values = [losses.hierarchical_context(*pair, where=where) for *pair, where in zip(fused, targets, masks, strict=True)]
-        return sum(values)
+        return sum(values, jnp.float32(0.0))
 
     return with_parameters('hierarchical_context', init, loss)
 

@@ -46,8 +46,9 @@ def masked_generation(student: str, teacher: str, *, masked: float = 0.5) -> Obj
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
         source, target = counted_features(batch, *features(student, jax.lax.stop_gradient(teacher)))
-        if 'align' in params:
-            source = apply_connector(where_shapes_differ(source, target), params['align'], source)
+        align = where_shapes_differ(source, target)
+        if align is not None:
+            source = apply_connector(align, params['align'], source)
         keep = jax.random.bernoulli(jax.random.fold_in(state['key'], step), 1 - masked, (*target.shape[:-1], 1))
         where = feature_counts(batch, target.shape)
         generated = apply_connector(generator(target), params['generator'], source * keep.astype(source.dtype), mask=where)

@@ -90,6 +90,6 @@ def pool_positions(batch: Batch, x: jax.Array, size: tuple[int, int]) -> jax.Arr
 def pool_to_one_size(batch: Batch, source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
     """Both in float32 with zeros where they do not count, the larger of two images pooled to the smaller."""
     if source.ndim == target.ndim == 4:
-        size = tuple(min(sizes) for sizes in zip(source.shape[1:3], target.shape[1:3], strict=True))
+        size = min(source.shape[1], target.shape[1]), min(source.shape[2], target.shape[2])
         return tuple(pool_positions(batch, x, size) for x in (source, target))
     return tuple(x.astype(jnp.float32) for x in counted_features(batch, source, target))

@@ -106,13 +106,13 @@ def fake_product(rule: Rule, product: Product, operands: Sequence[Any], ranges: 
     for i, (operand, range_) in enumerate(zip(unpack_operands(product, operands), ranges, strict=True)):
         grid = weight_grid(rule, product, operand) if i == product.weights else activation_grid(rule, range_)
         bits = rule.weights if i == product.weights else rule.activations
-        rounded.append(operand if grid is None else fake_quantize(operand, *grid, bits=bits))
+        rounded.append(operand if grid is None or bits is None else fake_quantize(operand, *grid, bits=bits))
     return product(*rounded)
 
 
 def weight_grid(rule: Rule, product: Product, weights: jax.Array) -> tuple[jax.Array, None] | None:
     """Scale of weights, for every output channel or for all."""
-    if rule.weights is None:
+    if rule.weights is None or product.weights is None:
         return None
     channels = tuple(product.kept(product.weights)) if rule.per_channel else None
     return symmetric_scale(jax.lax.stop_gradient(weights), channel_axis=channels, bits=rule.weights), None
@@ -120,7 +120,7 @@ def weight_grid(rule: Rule, product: Product, weights: jax.Array) -> tuple[jax.A
 
 def activation_grid(rule: Rule, range_: Range | None) -> tuple[jax.Array, jax.Array | None] | None:
     """Scale and zero point of activations."""
-    if range_ is None:
+    if range_ is None or rule.activations is None:
         return None
     if rule.symmetric:
         return symmetric_scale_of_range(*range_, bits=rule.activations), None

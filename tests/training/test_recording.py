@@ -16,7 +16,8 @@ import pytest
 from toy_problem import SILENT
 
 from kdjax import losses, models, networks, objectives, training
-from kdjax.training import _augmentation, _fingerprints
+from kdjax.training import _augmentation as augmentation
+from kdjax.training import _fingerprints
 
 CLASSES = 10
 RNG = np.random.default_rng(0)
@@ -305,11 +306,11 @@ def test_predictions_of_any_positions_from_inputs_of_any_tree(tmp_path):
 def test_what_the_teacher_has_not_seen_is_refused(recorded, augment, views, message, tmp_path):
     data = {'inputs': np.ones((2, 6, 3), np.float32)}
     arrays = training.record_teacher(linear(np.float32(2)), {}, data, tmp_path, views=recorded)
-    _augmentation.check_recorded({**data, **arrays}, None, recorded)
-    _augmentation.check_recorded(data, augment, views)
+    augmentation.check_recorded({**data, **arrays}, None, recorded)
+    augmentation.check_recorded(data, augment, views)
     for entries in ({**data, **arrays}, training.JoinedSource([{'inputs': 1.0}] * 2, arrays)):
         with pytest.raises(ValueError, match=message):
-            _augmentation.check_recorded(entries, augment, views)
+            augmentation.check_recorded(entries, augment, views)
 
 
 def test_damaged_files_are_refused(small):
