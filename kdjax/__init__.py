@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from kdjax import batches as batches
     from kdjax import data as data
     from kdjax import dependencies as dependencies
+    from kdjax import errors as errors
     from kdjax import export as export
+    from kdjax import files as files
     from kdjax import jaxprs as jaxprs
     from kdjax import losses as losses
     from kdjax import meshes as meshes
@@ -38,7 +40,9 @@ _PACKAGES = (
     'batches',
     'data',
     'dependencies',
+    'errors',
     'export',
+    'files',
     'jaxprs',
     'losses',
     'meshes',

@@ -13,7 +13,7 @@ from kdjax.problems import Problem, TrainState
 
 
 def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], Batch]) -> Problem:
-    """A problem whose steps see `transform(key, batch)`, as teacher and student both do; for mixup, say.
+    """A problem whose steps see `transform(key, batch)`, teacher and student alike, as for mixup.
 
     Augmentation of single examples is for the epochs; this is for what needs several. The key is made of the run's key and the
     number of the step, so a run that resumes goes on alike.

@@ -122,6 +122,7 @@ CASES = {
     'hidden_cosine': Case((3, 5, 4), (3, 5, 4), (3,), (3, 5), 1),
     'attention_maps': Case((3, 2, 5, 5), (3, 2, 5, 5), (3,), (3, 5), (2, 3), mask_axis=1, has_axis=False),
     'value_relations': Case((3, 2, 5, 4), (3, 2, 5, 3), (3,), (3, 5), 2, mask_axis=1, has_axis=False),
+    'jacobian': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, has_axis=False),
     'reconstruction': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'attention_distillation': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
 }
@@ -139,7 +140,6 @@ OTHERS: set[str] = {
     'domain_confusion',
     'domain_discrimination',
     'gradient_reversal',
-    'jacobian',
     'loss_gradient_attention',
     'overhaul_margin',
     'regression',

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
-from kdjax.losses import relations
+from kdjax.losses import _embeddings
 
 BATCH = 4
 EXAMPLES = settings(max_examples=10, deadline=None, derandomize=True, database=None)
@@ -312,7 +312,7 @@ def test_the_number_of_anchors_at_a_time_does_not_matter(name, anchors, monkeypa
     student, teacher = batch(13, 3, 2), batch(13, 5, 3)
     loss = jax.value_and_grad(getattr(losses, name), argnums=(0, 1))
     at_once = jax.jit(loss)(student, teacher)
-    monkeypatch.setattr(relations, '_CHUNK', anchors * 13 * 13)
+    monkeypatch.setattr(_embeddings, '_CHUNK', anchors * 13 * 13)
     for x, y in zip(*map(jax.tree.leaves, (jax.jit(lambda s, t: loss(s, t))(student, teacher), at_once)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 

@@ -338,5 +338,5 @@ def test_mutable_collections_change_in_evaluation_too(key: jax.Array) -> None:
         states = [network.apply(variables, x, train=train)[1] for train in (False, True)]
         assert [int(state['cache']['calls']) for state in states] == wanted
         assert_bitwise_equal(variables['cache']['calls'], jnp.int32(0))
-    with pytest.raises(ValueError, match=r"^from_linen: mutable are collections of the state, 'cache' say, not 'params'$"):
+    with pytest.raises(ValueError, match=r"^from_linen: mutable are collections of the state, such as 'cache', not 'params'$"):
         networks.from_linen(Counter(), mutable='params')

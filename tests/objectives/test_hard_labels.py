@@ -125,7 +125,7 @@ LABELLED = {
 
 @pytest.mark.parametrize('name', list(LABELLED))
 def test_a_label_beyond_the_classes_is_an_error_or_nan_and_never_a_number(name):
-    """Labels from 1 to the number of classes, say. Behind a mask it may be anything."""
+    """For example, labels from 1 to the number of classes. Behind a mask it may be anything."""
     logits, labels = dense()
     labels = np.where(labels == 255, 1, labels)
     objective, state = LABELLED[name], {name: {}}

@@ -16,7 +16,8 @@ import pytest
 from toy_problem import SILENT
 
 from kdjax import losses, models, networks, objectives, training
-from kdjax.training import _fingerprints, augmentation
+from kdjax.training import _augmentation as augmentation
+from kdjax.training import _fingerprints
 
 CLASSES = 10
 RNG = np.random.default_rng(0)

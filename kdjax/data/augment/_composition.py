@@ -1,11 +1,12 @@
 """What an augmentation is, and several in turn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
-"""`augment(key, image) -> image`."""
+Augment = Callable[[jax.Array, Any], Any]
+"""`augment(key, input) -> input`, a pure function of a key and one example, such as an image."""
 
 
 def chain(*augments: Augment) -> Augment:
@@ -17,7 +18,7 @@ def chain(*augments: Augment) -> Augment:
     (4, 4, 1)
     """
 
-    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+    def augment(key: jax.Array, image: Any) -> Any:
         for i, function in enumerate(augments):
             image = function(jax.random.fold_in(key, i), image)
         return image
