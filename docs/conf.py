@@ -1,5 +1,6 @@
 """How Sphinx builds the site: `make docs`."""
 
+import inspect
 import pathlib
 import sys
 from typing import Any
@@ -7,13 +8,12 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-import jax.typing  # noqa: E402
 from sphinx.errors import SphinxError  # noqa: E402
-from sphinx.util.typing import stringify_annotation  # noqa: E402
 
 import kdjax  # noqa: E402
 from markup import as_restructured_text  # noqa: E402
 from reference import listed_names, write_pages  # noqa: E402
+from signatures import signature_of  # noqa: E402
 
 project = 'kdjax'
 author = 'the authors of kdjax'
@@ -29,15 +29,15 @@ html_show_copyright = False
 # Docstrings write `name` for code; where it names something of kdjax it becomes a link.
 default_role = 'py:obj'
 autodoc_member_order = 'bysource'
-autodoc_preserve_defaults = True
-autodoc_typehints_format = 'short'
 maximum_signature_line_length = 90
 add_module_names = False
 toc_object_entries_show_parents = 'hide'
 napoleon_custom_sections = [('Reference', 'notes_style')]
-napoleon_use_ivar = True
+napoleon_attr_annotations = False
 napoleon_use_rtype = False
 smartquotes = False
+# A name that two modules have, such as Batch and Problem, is the same in both, and either will do as the target of a link.
+suppress_warnings = ['ref.python']
 # The anchors that GitHub gives headings, so that links work in both places.
 myst_heading_anchors = 3
 
@@ -50,17 +50,17 @@ def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 def process_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returned: str | None
-) -> tuple[str | None, str | None]:
-    """Writes ArrayLike, of which Python only keeps the ten types that it stands for."""
-    del app, what, name, obj, options
-    spelt = stringify_annotation(jax.typing.ArrayLike, 'smart')
-    return tuple(text and text.replace(spelt, 'ArrayLike') for text in (signature, returned))
+) -> tuple[str | None, str | None] | None:
+    """Takes the signature from the sources."""
+    del app, name, options, signature, returned
+    return signature_of(obj, bound=what == 'method')
 
 
-def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leaves out the fields of named tuples, which the docstring of the class explains."""
+def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool:
+    """Leaves out the fields of named tuples and modules, which the docstring of the class explains."""
     del app, what, name, options
-    return True if type(obj).__name__ == '_tuplegetter' else skip
+    default = inspect.isfunction(obj) and not obj.__module__.startswith('kdjax.')
+    return skip or default or type(obj).__name__ == '_tuplegetter'
 
 
 def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
