@@ -8,12 +8,12 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from sphinx.errors import SphinxError  # noqa: E402
-
-import kdjax  # noqa: E402
 from markup import as_restructured_text  # noqa: E402
 from reference import listed_names, write_pages  # noqa: E402
 from signatures import signature_of  # noqa: E402
+from sphinx.errors import SphinxError  # noqa: E402
+
+import kdjax  # noqa: E402
 
 project = 'kdjax'
 author = 'the authors of kdjax'

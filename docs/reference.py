@@ -12,8 +12,9 @@ import pkgutil
 from types import ModuleType
 from typing import Any
 
-import kdjax
 from markup import as_restructured_text
+
+import kdjax
 
 # From what is used first to what is used inside; whatever is not here follows, by name.
 ORDER = (
@@ -118,7 +119,7 @@ def imported_names(module: ModuleType) -> dict[str, list[str]]:
 
 
 def definitions(module: ModuleType) -> dict[str, tuple[str, str, str]]:
-    """What a module defines: by name the expression, the annotation and the string below it, empty for functions and classes."""
+    """What a module defines: by name its expression, annotation and the string below; functions and classes have none."""
     found = {}
     body = syntax(module).body
     for node, following in zip(body, [*body[1:], None], strict=True):
