@@ -2,15 +2,18 @@
 
 import inspect
 import pathlib
+import re
 import sys
 from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
+from docutils import nodes  # noqa: E402
 from markup import as_restructured_text  # noqa: E402
 from reference import listed_names, write_pages  # noqa: E402
 from signatures import signature_of  # noqa: E402
+from sphinx import addnodes  # noqa: E402
 from sphinx.errors import SphinxError  # noqa: E402
 
 import kdjax  # noqa: E402
@@ -24,7 +27,7 @@ exclude_patterns = ['_build', 'README.md']
 html_theme = 'furo'
 html_title = f'kdjax {version}'
 html_static_path = ['_static']
-html_css_files = ['tables.css']
+html_css_files = ['kdjax.css']
 html_show_copyright = False
 # Docstrings write `name` for code; where it names something of kdjax it becomes a link.
 default_role = 'py:obj'
@@ -32,8 +35,7 @@ autodoc_member_order = 'bysource'
 maximum_signature_line_length = 90
 add_module_names = False
 toc_object_entries_show_parents = 'hide'
-napoleon_custom_sections = [('Reference', 'notes_style')]
-napoleon_attr_annotations = False
+napoleon_custom_sections = [('Reference', 'notes_style'), ('Attributes', 'params_style')]
 napoleon_use_rtype = False
 smartquotes = False
 # A name that two modules have, such as Batch and Problem, is the same in both, and either will do as the target of a link.
@@ -63,6 +65,18 @@ def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: A
     return skip or default or type(obj).__name__ == '_tuplegetter'
 
 
+def finish_page(app: Any, doctree: Any) -> None:
+    """Makes links of dotted names in guides, as in docstrings, and keeps a number in a table beside its error."""
+    del app
+    for node in list(doctree.findall(nodes.literal)):
+        if re.fullmatch(r'[a-z]+(\.\w+)+', node.astext()) and not isinstance(node.parent, addnodes.pending_xref):
+            link = addnodes.pending_xref('', node.deepcopy(), refdomain='py', reftype='obj', reftarget=node.astext())
+            node.replace_self(link)
+    for cell in doctree.findall(nodes.entry):
+        for node in list(cell.findall(nodes.Text)):
+            node.parent.replace(node, nodes.Text(re.sub(r'(?<=\d) (?=[±(])|(?<=±) ', '\u00a0', node)))
+
+
 def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     """Links `losses.soft_targets`, as one writes it after `from kdjax import losses`."""
     target = f'kdjax.{node.get("reftarget")}'
@@ -85,5 +99,6 @@ def setup(app: Any) -> None:
     app.connect('autodoc-process-docstring', process_docstring, priority=100)
     app.connect('autodoc-process-signature', process_signature)
     app.connect('autodoc-skip-member', skip_member)
+    app.connect('doctree-read', finish_page)
     app.connect('missing-reference', resolve)
     app.connect('build-finished', check_names)

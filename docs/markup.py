@@ -4,6 +4,8 @@ import re
 
 # Code, and a word in emphasis, are markup; elsewhere, in formulas, the signs mean what they are: |w|, x * y, mean_, a \ b.
 MARKED = re.compile(r'(``.+?``|`[^`]+`|(?<!\S)\*\w+\*(?=\W|$))')
+CODE = re.compile(r'`[^`]+`')
+NAME = re.compile(r'`[A-Za-z][\w.]*`')
 SIGNS = re.compile(r'[*|\\]|_(?=\W|$)')
 
 
@@ -58,8 +60,9 @@ def as_restructured_text(docstring: str) -> str:
 
 
 def prose(line: str) -> str:
-    """A line whose signs stand for themselves, and whose code may have letters right behind it."""
+    """A line whose signs stand for themselves, and whose code is a link where it may be a name, and code where it is not."""
     parts = MARKED.split(line)
+    parts[1::2] = [f'`{part}`' if CODE.fullmatch(part) and not NAME.fullmatch(part) else part for part in parts[1::2]]
     parts[::2] = [SIGNS.sub(r'\\\g<0>', part) for part in parts[::2]]
     parts[2::2] = [rf'\ {part}' if part[:1].isalnum() else part for part in parts[2::2]]
     return ''.join(parts)
