@@ -7,7 +7,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test lint format docs clean
 
 quickstart: $(VENV)/installed
 	$(RUN) -m experiments.quickstart
@@ -23,6 +23,14 @@ format: $(VENV)/installed
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(VENV)/installed-docs
+	$(RUN) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[docs]'
+	@touch $(VENV)/installed-docs
+
 $(VENV)/installed: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "kdjax needs Python 3.11 or newer, and none was found: install one, or make PYTHON=/path/to/python"; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
@@ -30,4 +38,4 @@ $(VENV)/installed: pyproject.toml
 	@touch $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist docs/_build docs/reference

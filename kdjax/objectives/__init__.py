@@ -1,10 +1,12 @@
 """Objectives: losses lifted to networks' outputs, with connectors, weights and schedules, and the arithmetic that joins them.
 
-objective = combine(
-    hard=0.1 * hard_labels(),
-    soft=0.9 * soft_targets(temperature=4.0),
-    hint=optax.cosine_decay_schedule(100.0, 5_000) * hint(student='stage3', teacher='stage3'),
-)
+    objective = combine(
+        hard=0.1 * hard_labels(),
+        soft=0.9 * soft_targets(temperature=4.0),
+        hint=optax.cosine_decay_schedule(100.0, 5_000) * hint(student='stage3', teacher='stage3'),
+    )
+
+A term has the name of the loss in `kdjax.losses` that it lifts; `from_function` and `with_parameters` make terms of one's own.
 """
 
 from kdjax.batches import Batch
