@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
-from kdjax.losses import relations
+from kdjax.losses import _relations as relations
 
 BATCH = 4
 EXAMPLES = settings(max_examples=10, deadline=None, derandomize=True, database=None)

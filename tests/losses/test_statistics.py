@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdjax import losses
-from kdjax.losses import statistics
+from kdjax.losses import _statistics as statistics
 
 BATCH = 2
 EXAMPLES = settings(max_examples=8, deadline=None, derandomize=True, database=None)
