@@ -15,10 +15,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from artefact_checks import CNN, FILES, IMAGES, random_variables
 from flax import nnx
-from token_networks import CASES
-from toy_problem import SILENT
+from helpers.artefact_checks import CNN, FILES, IMAGES, random_variables
+from helpers.token_networks import CASES
+from helpers.toy_problem import SILENT
 
 from kdjax import export, models, networks
 from kdjax.quantization import quantize_weights

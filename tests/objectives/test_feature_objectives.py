@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import abstract_init, arrays, compile_quickly, convolution, features, random_params
+from helpers.objective_checks import abstract_init, arrays, compile_quickly, convolution, features, random_params
 
 from kdjax import objectives
 

@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 
-import hosts_worker
 import jax
 import numpy as np
 import pytest
+from helpers import hosts_worker
 
 from kdjax import parallel
 from kdjax.parallel import _hosts
@@ -52,7 +52,7 @@ def test_two_hosts_train_as_one_and_keep_one_checkpoint_and_one_log(tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
     one.mkdir()
     two.mkdir()
-    two_processes(ROOT / 'tests' / 'hosts_worker.py', two, timeout=600)
+    two_processes(ROOT / 'tests' / 'helpers' / 'hosts_worker.py', two, timeout=600)
     expected = hosts_worker.run(one, parallel.data_parallel(fsdp=8))
     results = [json.loads((two / f'result{number}.json').read_text()) for number in range(2)]
     assert results[0] == results[1], 'all hosts see the same numbers'

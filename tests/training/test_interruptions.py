@@ -13,10 +13,10 @@ import threading
 import time
 
 import chex
-import interrupted
 import jax
 import numpy as np
 import pytest
+from helpers import interrupted
 
 from experiments import runs
 from kdjax import training
@@ -166,7 +166,7 @@ def test_a_command_that_sigterm_stopped_says_so_in_one_line_and_ends_with_143(mo
 
 def start(folder, last):
     """A process that trains, and waits for a signal from its step `last` on."""
-    tests = pathlib.Path(interrupted.__file__).parent
+    tests = pathlib.Path(interrupted.__file__).parents[1]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tests), str(tests.parent)])}
     return subprocess.Popen(
         [sys.executable, interrupted.__file__, str(folder), str(last)], env=environment, stderr=subprocess.PIPE, text=True

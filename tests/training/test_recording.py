@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_problem import SILENT
+from helpers.toy_problem import SILENT
 
 from kdjax import losses, models, networks, objectives, training
 from kdjax.training import _augmentation as augmentation
