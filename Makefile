@@ -1,4 +1,5 @@
-# Two commands: `make quickstart` runs the main job on embedded data, `make test` the tests. Both set up .venv first.
+# `make quickstart` runs the main job on embedded data, `make test` the tests that are quick, `make test-all` all of them.
+# Each sets up .venv first.
 
 # The first interpreter that is new enough; name another with `make PYTHON=...`.
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -6,14 +7,22 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 # Relative, so that the path of the clone may hold spaces.
 VENV := .venv
 RUN := $(VENV)/bin/python
+# A file's tests stay in one process, where they share what is compiled and what a fixture has trained.
+PYTEST := $(RUN) -m pytest -q -n 2 --dist loadfile
 
-.PHONY: quickstart test lint format docs clean
+.PHONY: quickstart test test-slow test-all lint format docs clean
 
 quickstart: $(VENV)/installed
 	$(RUN) -m experiments.quickstart
 
 test: $(VENV)/installed
-	$(RUN) -m pytest -q -n 2
+	$(PYTEST) -m 'not slow'
+
+test-slow: $(VENV)/installed
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/installed
+	$(PYTEST)
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.logit_checks import assert_slope, doubles, kl, log_softmax, random
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from logit_checks import assert_slope, doubles, kl, log_softmax, random
 
 from kdjax import losses
 

@@ -271,6 +271,16 @@ def test_huge_and_tiny_features_are_worth_ordinary_ones(name, scale):
     np.testing.assert_allclose(scaled_gradient * np.float32(scale), gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('ratio', [1e-12, 1e-13, 1e-16, 1e-19, 1e-25])
+def test_one_example_may_be_much_smaller_than_the_rest(ratio):
+    """The scale of an example does not matter to the value, and leaves the gradients finite."""
+    student = np.array([[1, 2], [ratio, -ratio], [-1, 1.5]], np.float32)
+    teacher = np.array([[1, 0.3], [0.2, 0.5], [0.5, 0.6]], np.float32)
+    value, gradients = value_and_gradients('similarity_preserving', student, teacher)
+    np.testing.assert_allclose(value, 0.4444534, rtol=1e-4)
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
 def test_a_zero_example_has_a_row_of_zeros_and_no_gradient():
     """It differs from a row of the teacher's, of norm 1, by 1."""
     student, teacher = np.eye(BATCH, 3, dtype=np.float32), np.eye(BATCH, dtype=np.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from framework_checks import assert_bitwise_equal
+from helpers.framework_checks import assert_bitwise_equal
 
 from kdjax import networks
 from kdjax.networks import Network

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_problem import SmallNetwork
+from helpers.toy_problem import SmallNetwork
 
 from kdjax import networks
 from kdjax.paths import leaves_with_paths

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_problem import SILENT, SmallNetwork
+from helpers.toy_problem import SILENT, SmallNetwork
 
 from kdjax import networks, objectives, training
 

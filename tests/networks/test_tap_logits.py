@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_problem import SILENT
+from helpers.toy_problem import SILENT
 
 from kdjax import networks
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import abstract_init, compile_quickly, random_params
+from helpers.objective_checks import abstract_init, compile_quickly, random_params
 
 from kdjax import objectives
 from kdjax.networks import Outputs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_checks import filled
+from helpers.model_checks import filled
 
 from kdjax import models, networks, paths, quantization
 from kdjax.networks import Network, Outputs

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import qwix
 from flax import nnx
-from model_checks import filled
-from scanned import ScannedMLP
+from helpers.model_checks import filled
+from helpers.scanned import ScannedMLP
 
 from kdjax import models, networks, paths, quantization
 from kdjax.networks import Network, Outputs

@@ -1,7 +1,11 @@
-"""A small run with a checkpoint after each epoch, as a program that tests can kill: `python interrupted.py FOLDER`."""
+"""A small run with a checkpoint after each epoch, as a program that tests can kill: `python interrupted.py FOLDER STEP`.
+
+Whatever the speed of the machine it does not end before that: from STEP on it waits for a file `signalled` in the folder.
+"""
 
 import pathlib
 import sys
+import time
 
 import flax.linen as nn
 import jax
@@ -42,4 +46,11 @@ def fit(folder=None, epochs=EPOCHS, **more):
 if __name__ == '__main__':
     import conftest  # noqa: F401 - the settings of JAX under which the tests run
 
-    fit(sys.argv[1])
+    folder, last = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+    def wait(record):
+        """For the signal."""
+        while record['step'] >= last and not (folder / 'signalled').exists():
+            time.sleep(0.002)
+
+    fit(folder, on_record=wait)

@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from objective_checks import abstract_init, random_params
 
+from helpers.objective_checks import abstract_init, random_params
 from kdjax import parallel
 from kdjax.networks import Outputs
 
