@@ -16,6 +16,7 @@ import numpy as np
 import kdjax
 from experiments import figures
 from kdjax import data
+from kdjax.files import write_whole
 from kdjax.networks import Network
 from kdjax.paths import leaves_with_paths
 
@@ -95,9 +96,7 @@ def write_report(
 def write_json(file: pathlib.Path, value: Any) -> None:
     """Writes a file that is there whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f'{file.name}.partial')
-    partial.write_text(json.dumps(value, indent=2) + '\n')
-    partial.replace(file)
+    write_whole(file, json.dumps(value, indent=2) + '\n')
 
 
 def summarize(row: Row) -> dict[str, Any]:

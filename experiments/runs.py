@@ -32,7 +32,7 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
     except training.Preempted as error:
         print(error, file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
-    except (ValueError, training.NonFiniteLossError, OSError) as error:
+    except (ValueError, training.NonFiniteLossError, OSError, ImportError) as error:
         sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
 
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdjax import batches as batches
     from kdjax import data as data
+    from kdjax import dependencies as dependencies
+    from kdjax import errors as errors
     from kdjax import export as export
+    from kdjax import files as files
     from kdjax import jaxprs as jaxprs
     from kdjax import losses as losses
     from kdjax import meshes as meshes
@@ -36,7 +39,10 @@ __version__ = '0.1.0'
 _PACKAGES = (
     'batches',
     'data',
+    'dependencies',
+    'errors',
     'export',
+    'files',
     'jaxprs',
     'losses',
     'meshes',

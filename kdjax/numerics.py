@@ -29,11 +29,16 @@ def as_float32(name: str, x: ArrayLike) -> jax.Array:
 
     Infinity becomes NaN: it is an overflow, which must not be lost where only the order or the sign of numbers counts.
     """
+    x = floating(name, x)
+    return jnp.where(jnp.isposinf(x), jnp.nan, x)
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """Returns `x` in float32, infinities and all; what is not floating point is refused."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'{name} must be floating point, got {x.dtype}')
-    x = x.astype(jnp.float32)
-    return jnp.where(jnp.isposinf(x), jnp.nan, x)
+    return x.astype(jnp.float32)
 
 
 def finite_or_nan(x: jax.Array) -> jax.Array:

@@ -1,6 +1,8 @@
 """Strict JAX on eight fake devices, for every test and doctest."""
 
+import gc
 import os
+import pathlib
 
 import jax
 
@@ -19,6 +21,36 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+TESTS = pathlib.Path(__file__).parent
+# What starts processes, trains whole pairs, breaks files one by one, or compiles every objective into one program.
+SLOW = (
+    'experiments',
+    'objectives/test_any_batch.py',
+    'objectives/test_distributed_objectives.py',
+    'parallel/test_hosts.py',
+    'test_notebooks.py',
+    'training/test_checkpoints.py',
+    'training/test_data_kinds.py',
+    'training/test_interruptions.py',
+    'training/test_streaming.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow lane, which `make test` leaves to `make test-all`."""
+    slow = [TESTS / name for name in SLOW]
+    missing = [str(path) for path in slow if not path.exists()]
+    if missing:
+        raise pytest.UsageError(f'tests/conftest.py names slow tests that are not there: {", ".join(missing)}')
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in slow):
+            item.add_marker('slow')
+
+
+def pytest_collection_finish() -> None:
+    """Has no garbage collection look through what was imported, which all tests need."""
+    gc.freeze()
 
 
 def seed_of(item: pytest.Item) -> int:

@@ -21,7 +21,7 @@ LAYERS = (
     ('metrics',),
     ('networks', 'losses'),
     ('batches', 'jaxprs', 'pooling'),
-    ('meshes', 'numerics', 'paths'),
+    ('dependencies', 'errors', 'files', 'meshes', 'numerics', 'paths'),
 )
 FILES = sorted(path for folder in ('kdjax', 'experiments') for path in (ROOT / folder).rglob('*.py'))
 

@@ -71,7 +71,7 @@ def compare_convolutions(layer: Layer, config: Config) -> dict[str, Any]:
     row = compare(f'{layer.incoming} to {layer.width} at {layer.side}x{layer.side}', ours, theirs, layer, config, kernel)
     # The values, and the two gradients, are as many operations each.
     operations = 3 * 2 * 9 * config.batch_size * layer.side**2 * layer.incoming * layer.width
-    speeds = {f'{side}_gflops_per_s': round(operations / row[f'{side}_ms'] / 1e6, 1) for side in ('ours', 'theirs')}
+    speeds = {f'{side}_gflops_per_s': operations / row[f'{side}_ms'] / 1e6 for side in ('ours', 'theirs')}
     return row | speeds
 
 
@@ -96,8 +96,7 @@ def compare(name: str, ours: Callable, theirs: Callable, layer: Layer, config: C
 
         return lambda: run(arguments, cotangent)
 
-    measured = turns.compare(forward_and_backward(ours), forward_and_backward(theirs), config.repeats)
-    return {'layer': name, **{key: round(value, 3) for key, value in measured.items()}}
+    return {'layer': name, **turns.compare(forward_and_backward(ours), forward_and_backward(theirs), config.repeats)}
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.batches import Batch
+from kdjax.data._digits import read_digits
+from kdjax.dependencies import needed_for
 
 
 class Dataset(NamedTuple):
@@ -42,16 +44,16 @@ def load(name: str, *, data_dir: str | None = None, validation: float = 0.1, see
     Raises:
       ValueError: there is no such data set, it can be neither read nor prepared (the message says what to do), or a split
         is empty.
+      ModuleNotFoundError: a package that reads it is not installed; the message names it.
     """
     if not 0 < validation < 1:
         raise ValueError(f'validation must be a share between 0 and 1, got {validation}')
     if name == 'digits':
-        from kdjax.data._digits import read_digits  # scikit-learn is optional
-
         train, test = read_digits()
         classes = 10
     else:
-        from kdjax.data._tfds import read_tfds  # tensorflow-datasets and grain take long to import
+        with needed_for(name):
+            from kdjax.data._tfds import read_tfds  # tensorflow-datasets and grain take long to import
 
         train, test, classes = read_tfds(name, data_dir)
     examples = len(train['labels'])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from kdjax.batches import Batch
+from kdjax.dependencies import needed_for
 
 _TEST_EXAMPLES = 360
 
@@ -11,12 +12,10 @@ def read_digits() -> tuple[Batch, Batch]:
     """Returns the training and the test split, 1437 and 360 examples; there is no official split, so this one is fixed here.
 
     Raises:
-      ValueError: scikit-learn is not installed.
+      ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
+    with needed_for('the data set of digits'):  # an extra
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise ValueError('the digits come with scikit-learn: pip install scikit-learn') from None
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     data = {

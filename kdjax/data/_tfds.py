@@ -5,12 +5,15 @@ import importlib.util
 import pathlib
 from typing import Any
 
+import array_record  # noqa: F401  # this and Pillow are imported by tfds, but only in the threads that read
 import grain
 import numpy as np
+import PIL  # noqa: F401
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
 from kdjax.batches import Batch
+from kdjax.errors import first_line
 
 _CHUNK = 1024
 
@@ -49,7 +52,7 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     except Exception as error:  # no such version or config, or code that imports TensorFlow
-        raise ValueError(f'TFDS cannot make {name}: {_first_line(error)}') from error
+        raise ValueError(f'TFDS cannot make {name}: {first_line(error)}') from error
     if builder.is_prepared():
         return builder
     where = f'{name} is not prepared in {builder.data_dir}'
@@ -64,14 +67,10 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
         builder.download_and_prepare(file_format='array_record')
     except Exception as error:  # whatever the network, the disk or the data set's own code raise
         raise ValueError(
-            f'{where} and could not be downloaded ({_first_line(error)}); '
+            f'{where} and could not be downloaded ({first_line(error)}); '
             f'run {by_hand} where there is a network and copy the folder'
         ) from error
     return builder
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _read_split(builder: Any, split: str, image: str, label: str) -> Batch:

@@ -10,7 +10,6 @@ pooling, unless by `nn.max_pool(x, window_shape=..., strides=...)` with the name
 # pyright: reportMissingImports=false
 
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +18,8 @@ import jax.export
 import jax.extend.core
 import numpy as np
 
+from kdjax.errors import first_line
+from kdjax.files import write_whole
 from kdjax.networks import Network
 
 
@@ -79,14 +80,8 @@ def save_onnx(
         try:
             model = convert(program)
         except Exception as error:  # whatever the converter raises for what it does not know
-            reasons.append(next(iter(str(error).splitlines()), type(error).__name__))
+            reasons.append(first_line(error))
             continue
-        path = pathlib.Path(path)
-        partial = path.with_name(path.name + '.partial')
-        try:
-            partial.write_bytes(model)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, model)
         return len(model)
     raise ValueError(f'save_onnx: jax2onnx cannot convert this network: {"; ".join(dict.fromkeys(reasons))}')

@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import unflatten_dict
 
 from kdjax.export._runtime import WEIGHTS_FORMAT, read_arrays
+from kdjax.files import write_whole
 from kdjax.quantization import QuantizedArray
 
 # What the file's header needs to describe one more array, about.
@@ -68,15 +70,9 @@ def save_weights(path: str | os.PathLike, variables: Mapping[str, Any]) -> int:
             if key in bits or f'{key}:mask' in stored:
                 shapes[key] = list(array.shape)
     notes = {name: json.dumps(note, separators=(',', ':')) for name, note in (('shapes', shapes), ('bits', bits)) if note}
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + '.partial')
-    try:
-        # `save_file` would make a file that its owner alone can read.
-        partial.write_bytes(safetensors.numpy.save(arrays, metadata={'format': WEIGHTS_FORMAT, **notes}))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path.stat().st_size
+    # `save_file` would make a file that its owner alone can read.
+    write_whole(path, safetensors.numpy.save(arrays, metadata={'format': WEIGHTS_FORMAT, **notes}))
+    return pathlib.Path(path).stat().st_size
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, Any]:
@@ -91,18 +87,14 @@ def load_weights(path: str | os.PathLike) -> dict[str, Any]:
     """
     arrays, bits = read_arrays(path)
     entries: dict[str, Any] = dict(arrays)
-    variables: dict[str, Any] = {}
+    leaves = {}
     for key, leaf in entries.items():
         if ':' in key:
             continue
         if f'{key}:scale' in entries:
             leaf = QuantizedArray(leaf, entries[f'{key}:scale'], entries.get(f'{key}:zero_point'), bits.get(key, 8))
-        *folders, name = key.split('/')
-        node = variables
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = leaf
-    return variables
+        leaves[key] = leaf
+    return unflatten_dict(leaves, sep='/')
 
 
 def check_storable(variables: Mapping[str, Any]) -> None:

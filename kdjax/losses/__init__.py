@@ -43,22 +43,37 @@ The student alone, or several domains:
 The lifted forms in `kdjax.objectives` bring what has to be trained or remembered: connectors, variances, margins, banks.
 """
 
-from kdjax.losses._contrastive import ClassIndex, class_index, crd, crd_negatives, crd_normalizer, crd_update_memory, info_nce
+from kdjax.losses._attention_transfer import attention_transfer
+from kdjax.losses._channel_wise import channel_wise
+from kdjax.losses._correlation_congruence import correlation_congruence
+from kdjax.losses._crd import ClassIndex, class_index, crd, crd_negatives, crd_normalizer, crd_update_memory
+from kdjax.losses._decoupled_kd import decoupled_kd
 from kdjax.losses._derivatives import jacobian, loss_gradient_attention
 from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl
 from kdjax.losses._domain import domain_confusion, domain_discrimination, gradient_reversal, reversal_schedule
-from kdjax.losses._features import attention_transfer, channel_wise, hierarchical_context, hint, masked_generation
-from kdjax.losses._graphs import instance_graph
-from kdjax.losses._labelled import decoupled_kd, normalized_kd, weighted_soft_labels
-from kdjax.losses._linear import linear_soft_targets
+from kdjax.losses._factor_transfer import factor_transfer
+from kdjax.losses._fsp import fsp
+from kdjax.losses._hint import hint
+from kdjax.losses._info_nce import info_nce
+from kdjax.losses._instance_graph import instance_graph
+from kdjax.losses._knowledge_review import hierarchical_context
+from kdjax.losses._linear_heads import linear_soft_targets
 from kdjax.losses._logits import dist, hard_targets, logit_mse, soft_targets, standardize_logits
-from kdjax.losses._regressions import activation_boundary, factor_transfer, overhaul, overhaul_margin, vid
-from kdjax.losses._relations import correlation_congruence, pkt, rkd_angle, rkd_distance, similarity_preserving
-from kdjax.losses._statistics import fsp, nst, singular_vectors
+from kdjax.losses._masked_generation import masked_generation
+from kdjax.losses._normalized_kd import normalized_kd
+from kdjax.losses._nst import nst
+from kdjax.losses._overhaul import activation_boundary, overhaul, overhaul_margin
+from kdjax.losses._pkt import pkt
+from kdjax.losses._rkd import rkd_angle, rkd_distance
+from kdjax.losses._similarity_preserving import similarity_preserving
+from kdjax.losses._singular_vectors import singular_vectors
+from kdjax.losses._subset_soft_targets import subset_soft_targets
 from kdjax.losses._targets import binary_labels, binary_soft_targets, bounded_regression, regression
+from kdjax.losses._top_k import top_k_logits, top_k_soft_targets
 from kdjax.losses._transformers import attention_maps, hidden_cosine, value_relations
 from kdjax.losses._unsupervised import activation_size, attention_distillation, diversity, reconstruction
-from kdjax.losses._vocabularies import subset_soft_targets, top_k_logits, top_k_soft_targets
+from kdjax.losses._vid import vid
+from kdjax.losses._weighted_soft_labels import weighted_soft_labels
 
 __all__ = [
     'ClassIndex',

@@ -1,25 +1,24 @@
-"""Losses on derivatives: what the student's output depends on, and not only what it is.
+"""Losses on derivatives: what the networks' outputs depend on, and not only what they are.
 
-Both return one value per example. They take the networks as functions and differentiate them with `jax.vjp`, so that `jax.grad`
-of the loss with respect to parameters in those functions is a second derivative like any other. That of a ReLU is zero, so
-networks of ReLUs learn through the weights of their linear pieces alone. Each example's output must depend on that example
-alone: no batch statistics.
+Both return one value per example, and take derivatives as arrays, as other losses take activations: `networks.tap_jacobian` and
+the class gradients of `networks.from_linen` make them, and so do `jax.vjp` and `jax.jacrev`. The gradient of such a loss with
+respect to a network's parameters is a second derivative. That of a ReLU is zero, so networks of ReLUs learn through the weights
+of their linear pieces alone. The output of an example must depend on that example alone: no batch statistics.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax import meshes, numerics
+from kdjax import numerics
+from kdjax.losses._activations import exact_einsum, images
+from kdjax.meshes import on_any_mesh
 from kdjax.pooling import average_pool
 
-Function = Callable[[jax.Array], jax.Array]
 
-
-def jacobian(student: Function, teacher: Function, inputs: ArrayLike, directions: ArrayLike) -> jax.Array:
-    """Squared difference of the gradients of both networks' outputs with respect to the inputs, per example.
+@on_any_mesh
+def jacobian(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """Sobolev training: squared difference of the derivatives of both networks' outputs by their inputs, per example.
 
     mean over the directions v of ||J_sᵀ v - J_tᵀ v||², where J is the Jacobian of the outputs of an example and the norm is
     over the entries of its input. One random direction from the unit sphere, new in every step, is stochastic Sobolev training
@@ -27,113 +26,110 @@ def jacobian(student: Function, teacher: Function, inputs: ArrayLike, directions
     direction with entries of variance 1 has ||J_s - J_t||²_F as its expectation.
 
     Args:
-      student: inputs [batch, ...] -> outputs [batch, classes]. Fix parameters and modes by `lambda x: apply(params, x)`.
-      teacher: the same for the teacher.
-      inputs: [batch, ...], floating point of any precision; both functions get them in float32.
-      directions: [directions, classes], the same for all examples.
+      student: vector-Jacobian products J_sᵀ v [batch, directions, ...], the last axes those of an input, floating point of any
+        precision; arithmetic is in float32.
+      teacher: those of the teacher for the same directions, of the same shape.
+      where: boolean, broadcastable to the products: entries to keep. A direction of which nothing is kept does not count.
 
     Returns:
-      float32 [batch], in squared units of output per input.
+      float32 [batch], in squared units of output per input; 0 where nothing is kept.
 
     Raises:
-      ValueError: shapes or dtypes do not fit.
+      ValueError: the shapes differ, there are no axes of examples, directions and inputs, or a dtype is not floating point.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> inputs = jnp.array([[1., 2.], [3., 0.]])
-    >>> print(jacobian(lambda x: x**2, lambda x: x, inputs, jnp.eye(2)))
+    >>> student = jax.vmap(jax.jacrev(lambda x: x**2))(inputs)
+    >>> print(jacobian(student, jnp.tile(jnp.eye(2), (2, 1, 1))))
     [ 5. 13.]
 
     Reference:
       Czarnecki, Osindero, Jaderberg, Świrszcz, Pascanu. Sobolev Training for Neural Networks. 2017.
       https://arxiv.org/abs/1706.04859
     """
-    inputs = numerics.as_float32('jacobian: inputs', inputs)
-    directions = numerics.as_float32('jacobian: directions', directions)
-    if inputs.ndim < 2:
-        raise ValueError(f'jacobian: inputs must be [batch, ...], got {inputs.shape}')
-    outputs_s, pullback_s = _vjp('jacobian: student', student, inputs)
-    outputs_t, pullback_t = _vjp('jacobian: teacher', teacher, inputs)
-    if outputs_s.shape != outputs_t.shape:
-        raise ValueError(
-            f'jacobian: outputs of student {outputs_s.shape} and teacher {outputs_t.shape} must have the same shape'
-        )
-    if directions.ndim != 2 or directions.shape[1] != outputs_s.shape[1]:
-        raise ValueError(
-            f'jacobian: directions must be [directions, classes] for outputs {outputs_s.shape}, got {directions.shape}'
-        )
-
-    def difference(direction: jax.Array) -> jax.Array:
-        everywhere = jnp.broadcast_to(direction, outputs_s.shape)
-        (gradient_s,), (gradient_t,) = pullback_s(everywhere), pullback_t(everywhere)
-        return jnp.sum(jnp.square(gradient_s - gradient_t), axis=tuple(range(1, inputs.ndim)))
-
-    return jnp.mean(jax.vmap(difference)(directions), axis=0)
+    where = numerics.mask('jacobian', where, jnp.shape(student), -1)
+    student, teacher = (numerics.finite_or_nan(x) for x in numerics.pair('jacobian', student, teacher, -1))
+    if student.ndim < 3:
+        raise ValueError(f'jacobian: products must be [batch, directions, ...], got {student.shape}')
+    inputs, directions = tuple(range(2, student.ndim)), None
+    if where is not None:
+        student, teacher = (jnp.where(where, x, 0.0) for x in (student, teacher))
+        directions = jnp.any(where, axis=inputs)
+    return numerics.masked_mean(jnp.sum(jnp.square(student - teacher), axis=inputs), 1, directions)
 
 
+@on_any_mesh
 def loss_gradient_attention(
-    student: Function, teacher: Function, student_features: ArrayLike, teacher_features: ArrayLike, labels: ArrayLike
+    student: ArrayLike,
+    teacher: ArrayLike,
+    student_gradients: ArrayLike,
+    teacher_gradients: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Difference of the maps that say which positions speak for a class, per example.
+    """LwM, learning without memorizing: difference of the maps that say which positions speak for a class, per example.
 
     Σ over positions of |Q_t / ||Q_t|| - Q_s / ||Q_s|||, with the Grad-CAM map Q = ReLU(Σ_c α_c A_c) of the features A, where
-    α_c is the mean over positions of the derivative of the label's logit by A_c. Where sizes differ, the larger map is
+    α_c is the mean over positions of the derivative of the class's logit by A_c. Where sizes differ, the larger map is
     average-pooled to the smaller before it is normalised. Channels and numbers of classes may differ.
 
     Args:
-      student: features [batch, height, width, channels] -> logits [batch, classes]: the rest of the network.
-      teacher: the same for the teacher.
-      student_features: activations [batch, height, width, channels], floating point of any precision; arithmetic outside the
-        two functions is in float32.
-      teacher_features: activations with the same batch size.
+      student: features A_s [batch, height, width, channels], floating point of any precision; arithmetic is in float32.
+      teacher: features A_t with the same batch size.
+      student_gradients: α of the student, [batch, channels] for the class to explain, or [batch, classes, channels] for all,
+        of which the labels pick one.
+      teacher_gradients: α of the teacher, with as many axes.
       labels: integer classes [batch] to explain; the paper takes the likeliest of those that the teacher knows. An example with
         a negative one costs 0, whatever its features; a label that either network does not have is an error where it is known,
-        and costs NaN where it is traced.
+        and costs NaN where it is traced. None where the gradients are of one class.
+      axis: the channel axis of the features.
+      where: boolean, broadcastable to the smaller features with a channel axis of length 1: positions to keep.
 
     Returns:
       float32 [batch], without unit, at most √(2 · positions). A map that is zero everywhere stays zero.
 
     Raises:
-      ValueError: shapes or dtypes do not fit, or a label that is known is beyond the classes.
+      ValueError: shapes or dtypes do not fit, gradients of all classes come without labels or those of one with labels, or a
+        label that is known is beyond the classes.
 
     >>> import jax.numpy as jnp
-    >>> head = lambda features: features.mean(axis=(1, 2))
     >>> student = jnp.array([1., 0., 0., 0.]).reshape(1, 2, 2, 1)
     >>> teacher = jnp.array([3., 0., 4., 0.]).reshape(1, 2, 2, 1)
-    >>> print(loss_gradient_attention(head, head, student, teacher, jnp.array([0])))
+    >>> print(loss_gradient_attention(student, teacher, jnp.ones((1, 1)), jnp.ones((1, 1))))
     [1.2]
 
     Reference:
       Dhar, Singh, Peng, Wu, Chellappa. Learning without Memorizing. 2019. https://arxiv.org/abs/1811.08051
     """
     name = 'loss_gradient_attention'
-    student_features, teacher_features = numerics.pair(name, student_features, teacher_features, -1, same_shape=False)
-    if student_features.ndim != 4 or student_features.shape[0] != teacher_features.shape[0]:
-        raise ValueError(
-            f'{name}: features of student and teacher must be [batch, height, width, channels] with the same batch, '
-            f'got {student_features.shape} and {teacher_features.shape}'
-        )
-    numbers = numerics.check_labels(name, labels, student_features.shape[:1])
-    labelled = (numbers >= 0)[:, None, None, None]
-    height, width = (min(sizes) for sizes in zip(student_features.shape[1:3], teacher_features.shape[1:3], strict=True))
+    student, teacher, size, where = images(name, student, teacher, axis, where)
+    gradients = [
+        numerics.finite_or_nan(numerics.as_float32(f'{name}: {side}_gradients', x))
+        for side, x in (('student', student_gradients), ('teacher', teacher_gradients))
+    ]
+    for side, features, gradient in zip(('student', 'teacher'), (student, teacher), gradients, strict=True):
+        classes = () if labels is None else gradient.shape[1:2]
+        if gradient.shape != (len(features), *classes, features.shape[3]):
+            raise ValueError(
+                f'{name}: {side}_gradients {gradient.shape} must be [batch, channels], or [batch, classes, channels] with '
+                f'labels, for features {features.shape} (channels last)'
+            )
+    numbers = None
+    if labels is not None:
+        classes = min(gradient.shape[1] for gradient in gradients)
+        numbers = numerics.check_labels(name, labels, student.shape[:1], classes)
+        rows = jnp.clip(numbers, 0, classes - 1)[:, None, None]
+        gradients = [jnp.take_along_axis(gradient, rows, axis=1)[:, 0] for gradient in gradients]
 
-    def attention(side: str, function: Function, features: jax.Array) -> tuple[jax.Array, int]:
-        features = numerics.finite_or_nan(jnp.where(labelled | jnp.isfinite(features), features, 0.0))
-        logits, pullback = _vjp(f'{name}: {side}', function, features)
-        numerics.check_labels(name, labels, logits.shape[:1], logits.shape[1])
-        (gradient,) = pullback(jax.nn.one_hot(numbers, logits.shape[1], dtype=jnp.float32))
-        weights = jnp.mean(gradient, axis=(1, 2))
-        weighted = jnp.einsum('bhwc,bc->bhw', features, weights, precision=jax.lax.Precision.HIGHEST)
-        pooled = average_pool(jax.nn.relu(weighted), (height, width))
-        return numerics.l2_normalize(pooled, axis=(1, 2)), logits.shape[1]
+    def attention(features: jax.Array, weights: jax.Array) -> jax.Array:
+        if numbers is not None:
+            features = jnp.where((numbers >= 0)[:, None, None, None], features, 0.0)
+            weights = jnp.where((numbers >= 0)[:, None], weights, 0.0)
+        pooled = average_pool(jax.nn.relu(exact_einsum('bhwc,bc->bhw', features, weights)), size)
+        return numerics.l2_normalize(pooled if where is None else jnp.where(where, pooled, 0.0), axis=(1, 2))
 
-    map_t, classes_t = attention('teacher', teacher, teacher_features)
-    map_s, classes_s = attention('student', student, student_features)
-    return numerics.of_labelled(jnp.sum(jnp.abs(map_t - map_s), axis=(1, 2)), numbers, min(classes_t, classes_s))
-
-
-def _vjp(name: str, function: Function, inputs: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array]]]:
-    """The outputs [batch, classes] of a function in float32, and the product of its Jacobian with a cotangent of theirs."""
-    outputs, pullback = jax.vjp(lambda x: numerics.as_float32(name, function(x)), inputs)
-    if outputs.ndim != 2 or outputs.shape[0] != inputs.shape[0]:
-        raise ValueError(f'{name} must return [batch, classes] for inputs {inputs.shape}, got {outputs.shape}')
-    return outputs, lambda cotangent: pullback(meshes.varying_alike((cotangent, outputs))[0])
+    maps = [attention(*side) for side in zip((student, teacher), gradients, strict=True)]
+    values = jnp.sum(jnp.abs(maps[1] - maps[0]), axis=(1, 2))
+    return values if numbers is None else numerics.of_labelled(values, numbers, classes)

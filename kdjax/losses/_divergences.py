@@ -21,7 +21,7 @@ def reverse_kl(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Kullback-Leibler divergence of the teacher's distribution from the student's, per example.
+    """MiniLLM's reverse divergence: Kullback-Leibler of the teacher's distribution from the student's, per example.
 
     Σ_c p_s(c) (log p_s(c) - log p_t(c)), with p = softmax(z / T). The student pays for what the teacher finds impossible, and
     not for what it leaves out. A class that the teacher alone rules out costs 1e30 times the student's probability; 1000 times
@@ -61,7 +61,7 @@ def jensen_shannon(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Generalised Jensen-Shannon divergence, per example.
+    """GKD's divergence, the generalised Jensen-Shannon divergence, per example.
 
     β·KL(p_t || m) + (1 - β)·KL(p_s || m), with m = (1 - β)·p_s + β·p_t. For β = ½ it is symmetric and at most log 2. As β
     goes to 0 or 1 this goes to 0; at β = 0 exactly the value is KL(p_t || p_s), and at β = 1 KL(p_s || p_t), as published
@@ -110,7 +110,7 @@ def skewed_kl(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Divergence of a mixture of both distributions from the teacher's, per example.
+    """DistiLLM's skewed divergence, that of a mixture of both distributions from the teacher's, per example.
 
     KL(p_t || α·p_t + (1 - α)·p_s). With α > 0 it is at most -log α, whatever the student: gradients stay bounded where the
     forward divergence explodes.

@@ -24,7 +24,7 @@ def soft_targets(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Kullback-Leibler divergence of the student's softened distribution from the teacher's, per example.
+    """KD: Kullback-Leibler divergence of the student's softened distribution from the teacher's, per example.
 
     T² · Σ_c p_t(c) (log p_t(c) - log p_s(c)), with p = softmax(z / T). T² keeps the size of the gradient when T changes. The
     weighted sum with hard labels is left to the caller. Some implementations drop T² (T² times smaller) or take the mean over
@@ -91,7 +91,7 @@ def logit_mse(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: 
 
 @on_any_mesh
 def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Cross-entropy of the student with the class that the teacher would choose, per example.
+    """DeiT's hard distillation: cross-entropy with the class that the teacher would choose, per example.
 
     -log p_s(argmax z_t), with p = softmax(z), at temperature 1. Of equal logits the first is chosen. The choice has no
     gradient, so the teacher's side gets zeros. Not 0 at s = t.
@@ -140,7 +140,7 @@ def dist(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """How far the predictions are from linearly related, over the classes and over the examples, a scalar.
+    """DIST: how far the predictions are from linearly related, over the classes and over the examples, a scalar.
 
     T² (β · mean_b(1 - r(p_s(b, ·), p_t(b, ·))) + γ · mean_c(1 - r(p_s(·, c), p_t(·, c)))), with p = softmax(z / T) and
     Pearson's correlation r(x, y) = x̄·ȳ / (‖x̄‖ ‖ȳ‖ + 1e-8) of the centred x̄ and ȳ. The student may be less sure than its

@@ -84,7 +84,7 @@ def binary_labels(
 def binary_soft_targets(
     student: ArrayLike, teacher: ArrayLike, *, temperature: ArrayLike = 1.0, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Divergence from the teacher's yes or no for each class, softened, per example: the mean over the classes.
+    """MLD: divergence from the teacher's yes or no for each class, softened, per example: the mean over the classes.
 
     T² · Σ_c KL(Bernoulli(σ(z_t / T)) || Bernoulli(σ(z_s / T))) / C. The reference has T = 1 and the sum over the classes: its
     weight of 10 for the 80 classes of COCO is 800 for this mean.

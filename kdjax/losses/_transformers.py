@@ -19,7 +19,7 @@ from kdjax.meshes import on_any_mesh
 
 @on_any_mesh
 def hidden_cosine(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """Cosine distance between the hidden states of the same tokens, per example.
+    """DistilBERT, and PKD: cosine distance between the hidden states of the same tokens, per example.
 
     mean over tokens of 1 - cos(h_s, h_t), computed as ½ ||h_s / ||h_s|| - h_t / ||h_t||||², which keeps its digits where both
     agree. DistilBERT takes the cosine, over the tokens of all the batch at once; PKD takes the squared distance of the
@@ -64,7 +64,7 @@ def attention_maps(
     variant: Literal['mean_square', 'kl'] = 'mean_square',
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Difference of what each token attends to, head by head, per example.
+    """TinyBERT's and MiniLM's attention: difference of what each token attends to, head by head, per example.
 
     `variant='mean_square'`, TinyBERT's: the mean over heads, queries and keys of (A_s - A_t)². TinyBERT passes the scores
     Q Kᵀ / √d before the softmax, which it found better than the probabilities; either can be passed. `variant='kl'`,
@@ -114,7 +114,7 @@ def attention_maps(
 
 @on_any_mesh
 def value_relations(student: ArrayLike, teacher: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
-    """Divergence of the relations between the values of an attention layer, per example.
+    """MiniLM's value relations: divergence of the relations between an attention layer's values, per example.
 
     mean over heads and tokens of KL(R_t || R_s), with R = softmax(V Vᵀ / √width) over the tokens. The widths of the heads may
     differ, their number may not. MiniLM adds this to `attention_maps(..., variant='kl')` of the last layer; MiniLMv2 takes

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kdjax import numerics
-from kdjax.losses._features import activations
+from kdjax.losses._activations import activations
 from kdjax.meshes import on_any_mesh
 
 

@@ -10,19 +10,10 @@ Numbers: `squared_error`, `absolute_error`.
 """
 
 from kdjax.metrics._averages import Average, Sums, add, compute, divide, mean
-from kdjax.metrics._classification import (
-    CalibrationError,
-    Metric,
-    Perplexity,
-    accuracy,
-    agreement,
-    calibration_error,
-    nll,
-    perplexity,
-    top_k_accuracy,
-)
+from kdjax.metrics._classification import CalibrationError, Metric, accuracy, agreement, calibration_error, top_k_accuracy
 from kdjax.metrics._confusion import ConfusionMatrix, IntersectionOverUnion, confusion_matrix, intersection_over_union
 from kdjax.metrics._multilabel import binary_accuracy, label_ranking_average_precision
+from kdjax.metrics._perplexity import Perplexity, nll, perplexity
 from kdjax.metrics._regression import absolute_error, squared_error
 
 __all__ = [

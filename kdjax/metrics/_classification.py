@@ -17,7 +17,16 @@ from jax.typing import ArrayLike
 from kdjax.batches import Batch
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics._averages import Average, Sums
-from kdjax.metrics._predictions import Predictions, class_logits, counted, entry_of, finite_where, predictions
+from kdjax.metrics._predictions import (
+    Predictions,
+    class_logits,
+    class_numbers,
+    counted,
+    entry_of,
+    finite_where,
+    label_logits,
+    predictions,
+)
 from kdjax.networks import Outputs
 
 Metric = Callable[[Outputs, Batch], Sums]
@@ -70,69 +79,12 @@ def top_k_accuracy(k: int, *, ignore: int | None = None) -> Metric:
         classes = p.logits.shape[-1]
         if k > classes:
             raise ValueError(f'{name}: the logits have {classes} classes')
-        own, number = _of_label(p)[..., None], _numbers(p.logits)
+        own, number = label_logits(p)[..., None], class_numbers(p.logits)
         ahead = (p.logits > own) | ((p.logits == own) & (number < p.labels[..., None]))
         return p.mean(jnp.sum(ahead, axis=-1) < k)
 
     metric.__name__ = name
     return metric
-
-
-def nll(*, ignore: int | None = None) -> Callable[[Outputs, Batch], Average]:
-    """The mean negative log likelihood of the labels, -log softmax(z)_y, in nats.
-
-    It is inf where a label's class is ruled out, by a logit of -inf.
-
-    Args:
-      ignore: a label, beside the negative ones, that stands for none.
-
-    Raises:
-      ValueError: from the metric, as in `accuracy`.
-
-    >>> outputs = Outputs(jnp.log(jnp.array([[0.5, 0.5], [0.9, 0.1]])))
-    >>> round(nll()(outputs, {'labels': jnp.array([0, -1])}).compute(), 3)
-    0.693
-    """
-
-    @on_any_mesh
-    def nll(outputs: Outputs, batch: Batch) -> Average:
-        p = predictions('nll', outputs, batch, ignore)
-        return p.mean(jax.nn.logsumexp(p.logits, axis=-1) - _of_label(p))
-
-    return nll
-
-
-class Perplexity(NamedTuple):
-    """`exp(total / count)` of summed negative log likelihoods: they add up, their exponentials do not."""
-
-    total: ArrayLike
-    count: ArrayLike
-
-    def compute(self) -> float:
-        """The perplexity; NaN where nothing was counted, inf beyond the largest float."""
-        with np.errstate(over='ignore'):
-            return float(np.exp(Average(*self).compute()))
-
-
-def perplexity(*, ignore: int | None = None) -> Metric:
-    """The exponential of the mean negative log likelihood of the labels: the number of equally likely tokens to choose from.
-
-    Args:
-      ignore: a label, beside the negative ones, that stands for none.
-
-    Raises:
-      ValueError: from the metric, as in `accuracy`.
-
-    >>> round(perplexity()(Outputs(jnp.zeros((1, 3, 8))), {'labels': jnp.array([[0, 5, 7]])}).compute(), 3)
-    8.0
-    """
-
-    @on_any_mesh
-    def perplexity(outputs: Outputs, batch: Batch) -> Perplexity:
-        return Perplexity(*measure(outputs, batch))
-
-    measure = nll(ignore=ignore)
-    return perplexity
 
 
 class CalibrationError(NamedTuple):
@@ -211,13 +163,3 @@ def agreement() -> Metric:
         return p.mean(jnp.argmax(logits, axis=-1) == p.labels)
 
     return agreement
-
-
-def _numbers(logits: jax.Array) -> jax.Array:
-    """The number of its class, for every logit."""
-    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-
-
-def _of_label(p: Predictions) -> jax.Array:
-    """The logit of the label's class. A sum of which the rest is zero: no gather, so nothing moves between devices."""
-    return jnp.sum(jnp.where(_numbers(p.logits) == p.labels[..., None], p.logits, 0.0), axis=-1)

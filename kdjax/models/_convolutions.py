@@ -28,7 +28,7 @@ def im2col_convolution(
 ) -> jax.Array:
     """A convolution of images as one product of matrices, [positions, window] with [window, channels].
 
-    `jax.vmap` over kernels, of several students say, makes this a batched product, where `lax.conv_general_dilated` becomes a
+    `jax.vmap` over kernels, those of several students, makes this a batched product, where `lax.conv_general_dilated` becomes a
     grouped convolution, which XLA runs several times slower on CPUs. It holds every window at once: window times the memory of
     the inputs.
 

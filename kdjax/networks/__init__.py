@@ -1,15 +1,17 @@
 """Networks as pairs of pure functions, made from Flax modules and from each other."""
 
-from kdjax.networks._computation import mixed_precision, rematerialize
-from kdjax.networks._layers import copy_layers
+from kdjax.networks._copy_layers import copy_layers
+from kdjax.networks._ensemble import ensemble, ensemble_variables, member_variables
+from kdjax.networks._in_parts import in_parts
+from kdjax.networks._label_union import label_union
 from kdjax.networks._linen import from_linen
-from kdjax.networks._members import member_variables, tap_logits
+from kdjax.networks._multitask import multitask
 from kdjax.networks._network import Apply, Network, Outputs, Variables
 from kdjax.networks._nnx import from_nnx
-from kdjax.networks._parts import in_parts
-from kdjax.networks._tasks import multitask
-from kdjax.networks._transformations import ensemble, ensemble_variables, postprocess, preprocess, tap_jacobian, tap_parameters
-from kdjax.networks._unions import label_union
+from kdjax.networks._precision import mixed_precision
+from kdjax.networks._preprocess import postprocess, preprocess
+from kdjax.networks._rematerialize import rematerialize
+from kdjax.networks._taps import tap_jacobian, tap_logits, tap_parameters
 
 __all__ = [
     'Apply',

@@ -6,8 +6,8 @@ from typing import Any
 import flax.errors
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from kdjax.networks import _class_gradients
 from kdjax.networks._arguments import TrainArgument, call_arguments
 from kdjax.networks._network import Network, Outputs, as_outputs, as_paths, select_features
 
@@ -44,10 +44,10 @@ def from_linen(
       The network. Its variables are the module's own collections, `'params'` among them.
 
     Raises:
-      ValueError: a path in `class_gradients` is not in `features`, an argument of the module, a boolean with a default say,
-        may be its switch and is none of the four, or `mutable` names the parameters; from `init` and `apply`: inputs do not fit
-        the arguments, a path in `features` does not exist, where the message lists those that do, or `class_gradients` name no
-        submodule that is called once.
+      ValueError: a path in `class_gradients` is not in `features`, an argument of the module, such as a boolean with a default,
+        may be its switch and is none of the four, or `mutable` names the parameters; from `init` and `apply`: inputs do not
+        fit the arguments, a path in `features` does not exist, where the message lists those that do, or `class_gradients`
+        name no submodule that is called once.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> network = from_linen(nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)]), features='layers_0')
@@ -57,12 +57,10 @@ def from_linen(
     ((2, 3), (2, 8))
     """
     features, class_gradients = as_paths(features), as_paths(class_gradients)
-    untapped = [path for path in class_gradients if path not in features]
-    if untapped:
-        raise ValueError(f'from_linen: class_gradients of {untapped[0]!r} need that path in features too')
+    _class_gradients.check_tapped('from_linen', class_gradients, features)
     kept = as_paths(mutable)
     if 'params' in kept:
-        raise ValueError("from_linen: mutable are collections of the state, 'cache' say, not 'params'")
+        raise ValueError("from_linen: mutable are collections of the state, such as 'cache', not 'params'")
     owner = type(module).__name__
     arguments = call_arguments(module, train_argument, maker='from_linen', optional=False)
 
@@ -101,34 +99,28 @@ def from_linen(
             _, (_, activations) = jax.eval_shape(lambda: forward(True))
         tapped = select_features(features, activations, owner)
         for path in class_gradients:
-            tapped[f'{path}/class_gradients'] = _class_gradients(lambda: forward(False)[0], path, tapped[path])
+            tapped[f'{path}/class_gradients'] = _class_gradients.class_gradients(
+                'from_linen',
+                path,
+                tapped[path],
+                lambda perturb, path=path: _perturbed(lambda: forward(False)[0], path, perturb),
+            )
         return as_outputs(result, tapped, owner), {**state, **changed}
 
     return Network(init, apply)
 
 
-def _class_gradients(forward: Callable[[], Any], path: str, activation: jax.Array) -> jax.Array:
-    calls = 0
+def _perturbed(forward: Callable[[], Any], path: str, perturb: Callable[[jax.Array], jax.Array]) -> Any:
+    """What a module returns where `perturb` is applied to what its submodule at a path returns."""
 
-    def logits(perturbation: jax.Array) -> jax.Array:
-        def perturb(function: Callable[..., Any], arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
-            nonlocal calls
-            output = function(*arguments, **keywords)
-            if context.method_name != '__call__' or '/'.join(context.module.path) != path:
-                return output
-            calls += 1
-            return output + perturbation
+    def intercept(function: Callable[..., Any], arguments: Any, keywords: Any, context: nn.module.InterceptorContext) -> Any:
+        output = function(*arguments, **keywords)
+        if context.method_name != '__call__' or '/'.join(context.module.path) != path:
+            return output
+        return perturb(output)
 
-        with nn.intercept_methods(perturb):
-            result = forward()
-        return result.logits if isinstance(result, Outputs) else result
-
-    values, pullback = jax.vjp(logits, jnp.zeros_like(activation))
-    if calls != 1:
-        raise ValueError(f'from_linen: class_gradients of {path!r} need a submodule that is called once, not {calls} times')
-    classes = jnp.eye(values.shape[-1], dtype=values.dtype)
-    gradients = jax.vmap(lambda one: pullback(jnp.broadcast_to(one, values.shape))[0], out_axes=1)(classes)
-    return jnp.mean(gradients, axis=tuple(range(2, gradients.ndim - 1)))
+    with nn.intercept_methods(intercept):
+        return forward()
 
 
 def _check_no_noise(owner: str, forward: Any) -> None:

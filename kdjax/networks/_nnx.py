@@ -1,5 +1,6 @@
 """Flax NNX modules as networks."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
+from kdjax.networks import _class_gradients
 from kdjax.networks._arguments import TrainArgument, call_arguments
 from kdjax.networks._network import Network, Outputs, as_outputs, as_paths, select_features
 
@@ -18,6 +21,7 @@ def from_nnx(
     module: nnx.Pytree | Callable[..., nnx.Pytree],
     *,
     features: str | tuple[str, ...] = (),
+    class_gradients: str | tuple[str, ...] = (),
     train_argument: TrainArgument = None,
 ) -> Network:
     """Makes a `Network` of an NNX module.
@@ -32,14 +36,16 @@ def from_nnx(
       module: a function that makes the module from `rngs=`, such as its class or a `functools.partial` of it; or a module that
         exists, whose variables `init` then returns as they are, whatever the key.
       features: paths of submodules whose outputs `apply` also returns, such as `'blocks/1'`; sown names are paths too.
+      class_gradients: paths among `features` for which `apply` also returns `'path/class_gradients'`; see `from_linen`.
       train_argument: a switch of `__call__` between training and evaluation of another name; see `from_linen`.
 
     Returns:
       The network.
 
     Raises:
-      ValueError: an argument of `__call__` may be its switch and is not known; from `apply`: inputs do not fit the arguments,
-        or a path in `features` does not exist, where the message lists those that do.
+      ValueError: a path in `class_gradients` is not in `features`, or an argument of `__call__` may be its switch and is not
+        known; from `apply`: inputs do not fit the arguments, a path in `features` does not exist, where the message lists those
+        that do, or `class_gradients` name no submodule that is called once.
 
     >>> import functools, jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -49,7 +55,8 @@ def from_nnx(
     >>> outputs.logits.shape, sorted(variables['params'])
     ((2, 3), ['bias', 'kernel'])
     """
-    features = as_paths(features)
+    features, class_gradients = as_paths(features), as_paths(class_gradients)
+    _class_gradients.check_tapped('from_nnx', class_gradients, features)
     existing = module if isinstance(module, nnx.Pytree) else None
 
     def make(key: jax.Array) -> nnx.Pytree:
@@ -74,13 +81,11 @@ def from_nnx(
     layout = [(keys, leaf, _collection(leaf)) for keys, leaf in nnx.to_flat_state(abstract)]
 
     def to_variables(state: Any) -> dict[str, Any]:
-        variables: dict[str, Any] = {_PARAMS: {}}
-        for keys, leaf in nnx.to_flat_state(state):
-            node = variables.setdefault(_collection(leaf), {})
-            for key in keys[:-1]:
-                node = node.setdefault(str(key), {})
-            node[str(keys[-1])] = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        return variables
+        leaves = {
+            (_collection(leaf), *map(str, keys)): leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+            for keys, leaf in nnx.to_flat_state(state)
+        }
+        return {_PARAMS: {}, **unflatten_dict(leaves)}
 
     def to_module(variables: dict[str, Any], rng: jax.Array | None) -> nnx.Module:
         flat = []
@@ -109,21 +114,34 @@ def from_nnx(
     ) -> tuple[Outputs, dict[str, Any]]:
         if train and streams and rng is None:
             raise ValueError(f'{owner} draws random numbers in training: pass rng=')
-        instance = to_module(variables, rng)
         args, named = arguments(inputs, train)
-        if takes_rngs and rng is not None:
-            named['rngs'] = nnx.Rngs(rng)
-        _switch(instance, 'train' if train else 'eval')
+
+        def module() -> nnx.Module:
+            instance = to_module(variables, rng)
+            _switch(instance, 'train' if train else 'eval')
+            return instance
+
+        def forward(instance: nnx.Module, **taps: Any) -> tuple[Any, Any]:
+            noise = {'rngs': nnx.Rngs(rng)} if takes_rngs and rng is not None else {}
+            # Captured even if nothing is tapped: Flax deprecates to sow outside of a capture.
+            return nnx.capture(lambda instance: instance(*args, **named, **noise), nnx.Intermediate, **taps)(instance)
+
+        instance = module()
+        result, intermediates = forward(instance, **({'method_outputs': nnx.Intermediate} if features else {}))
         activations: dict[str, Any] = {}
-        # Captured even if nothing is tapped: Flax deprecates to sow outside of a capture.
-        taps: dict[str, Any] = {'method_outputs': nnx.Intermediate} if features else {}
-        forward = nnx.capture(lambda instance: instance(*args, **named), nnx.Intermediate, **taps)
-        result, intermediates = forward(instance)
         for keys, variable in nnx.to_flat_state(intermediates):
             path = '/'.join(map(str, keys)).removesuffix('__call__').rstrip('/')
             if path:
                 activations[path] = variable.get_value()[-1]
-        outputs = as_outputs(result, select_features(features, activations, owner), owner)
+        tapped = select_features(features, activations, owner)
+        for path in class_gradients:
+            tapped[f'{path}/class_gradients'] = _class_gradients.class_gradients(
+                'from_nnx',
+                path,
+                tapped[path],
+                lambda perturb, path=path: forward(_perturb_at(module(), path, perturb))[0],
+            )
+        outputs = as_outputs(result, tapped, owner)
         # nnx.capture leaves what it captured on the module; it is no state. What the module has set anew is.
         _mark_arrays(instance)
         after = to_variables(nnx.split(instance, nnx.RngState, nnx.Intermediate, ...)[3])
@@ -132,8 +150,43 @@ def from_nnx(
     return Network(init, apply)
 
 
+class _Perturbed(nnx.Module):
+    """Stands in for a submodule, in one forward pass, and does something to what it returns."""
+
+    def __init__(self, inner: nnx.Pytree, perturb: Callable[[jax.Array], jax.Array]) -> None:
+        self.inner, self.perturb = inner, perturb
+
+    def __call__(self, *args: Any, **named: Any) -> jax.Array:
+        return self.perturb(self.inner(*args, **named))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)['inner'], name)
+
+
+def _perturb_at(instance: nnx.Pytree, path: str, perturb: Callable[[jax.Array], jax.Array]) -> nnx.Pytree:
+    """The module with the submodule at a path replaced; as it was where there is none, since sown names are paths too."""
+    *above, last = path.split('/')
+    try:
+        parent = functools.reduce(_child, above, instance)
+        node = _child(parent, last)
+    except (AttributeError, IndexError, KeyError):
+        return instance
+    if isinstance(node, nnx.Module):
+        if isinstance(parent, nnx.List | nnx.Dict):
+            parent[int(last) if isinstance(parent, nnx.List) else last] = _Perturbed(node, perturb)
+        else:
+            setattr(parent, last, _Perturbed(node, perturb))
+    return instance
+
+
+def _child(node: Any, key: str) -> Any:
+    if isinstance(node, nnx.List):
+        return node[int(key)]
+    return node[key] if isinstance(node, nnx.Dict) else getattr(node, key)
+
+
 def _mark_arrays(instance: nnx.Pytree) -> None:
-    """Has attributes that are arrays count as data, as they do eagerly; traced ones Flax takes for constants."""
+    """Makes attributes that are arrays count as data, as they do eagerly; traced ones Flax takes for constants."""
     for _, node in list(nnx.iter_graph(instance)):
         if isinstance(node, nnx.Pytree):
             for name, value in list(vars(node).items()):

@@ -1,10 +1,12 @@
 """Objectives: losses lifted to networks' outputs, with connectors, weights and schedules, and the arithmetic that joins them.
 
-objective = combine(
-    hard=0.1 * hard_labels(),
-    soft=0.9 * soft_targets(temperature=4.0),
-    hint=optax.cosine_decay_schedule(100.0, 5_000) * hint(student='stage3', teacher='stage3'),
-)
+    objective = combine(
+        hard=0.1 * hard_labels(),
+        soft=0.9 * soft_targets(temperature=4.0),
+        hint=optax.cosine_decay_schedule(100.0, 5_000) * hint(student='stage3', teacher='stage3'),
+    )
+
+A term has the name of the loss in `kdjax.losses` that it lifts; `from_function` and `with_parameters` make terms of one's own.
 """
 
 from kdjax.batches import Batch
@@ -13,18 +15,11 @@ from kdjax.objectives._combinators import constraint, from_recorded_logits, in_s
 from kdjax.objectives._contrastive import crd, info_nce
 from kdjax.objectives._derivatives import jacobian, loss_gradient_attention
 from kdjax.objectives._domain import domain_discrimination
-from kdjax.objectives._features import (
-    activation_boundary,
-    attention_transfer,
-    channel_wise,
-    fsp,
-    hint,
-    masked_generation,
-    nst,
-    over_layers,
-    singular_vectors,
-    uniform_layers,
-)
+from kdjax.objectives._factor_transfer import factor_transfer
+from kdjax.objectives._features import attention_transfer, channel_wise, hint, nst, singular_vectors
+from kdjax.objectives._fsp import fsp
+from kdjax.objectives._knowledge_review import hierarchical_context
+from kdjax.objectives._layers import over_layers, uniform_layers
 from kdjax.objectives._logits import (
     decoupled_kd,
     dist,
@@ -42,10 +37,11 @@ from kdjax.objectives._logits import (
     top_k_soft_targets,
     weighted_soft_labels,
 )
+from kdjax.objectives._masked_generation import masked_generation
 from kdjax.objectives._members import mutual_learning, of_member
 from kdjax.objectives._mixing import mixed_labels
 from kdjax.objectives._objective import Objective, Term, combine, from_function, with_check, with_parameters
-from kdjax.objectives._regressions import factor_transfer, hierarchical_context, overhaul, vid
+from kdjax.objectives._overhaul import activation_boundary, overhaul
 from kdjax.objectives._relations import (
     correlation_congruence,
     instance_graph,
@@ -57,6 +53,7 @@ from kdjax.objectives._relations import (
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
 from kdjax.objectives._unsupervised import activation_size, attention_distillation, diversity, reconstruction
+from kdjax.objectives._vid import vid
 
 __all__ = [
     'Batch',

@@ -24,7 +24,7 @@ from kdjax.objectives._positions import positions_average
 
 
 def info_nce(student: str, teacher: str, *, temperature: Weight = 0.07, width: int = 128) -> Objective:
-    """`losses.info_nce` of trained linear embeddings of two layers; the negatives are the rest of the batch.
+    """InfoNCE: `losses.info_nce` of trained linear embeddings of two layers; the negatives are the rest of the batch.
 
     A scalar: of the batch's weights it matters only which are 0.
 
@@ -52,7 +52,7 @@ def crd(
     temperature: float = 0.07,
     momentum: float = 0.5,
 ) -> Objective:
-    """Contrastive representation distillation, `losses.crd`, of trained linear embeddings of two layers.
+    """CRD, contrastive representation distillation: `losses.crd` of trained linear embeddings of two layers.
 
     `batch['index']` says which training examples a batch holds; one outside the banks is an error where its value is at hand,
     and makes the value NaN where it is traced. The state is two banks [examples, width], one row per training example and

@@ -39,7 +39,7 @@ def domain_discrimination(student: str, *, domains: int = 2, hidden: int = 128, 
       student: path of the student's layer.
       domains: how many domains there are.
       hidden: width of the discriminator's hidden layer.
-      reversal: factor of the reversed gradient; a number or a schedule, `losses.reversal_schedule` say.
+      reversal: factor of the reversed gradient; a number or a schedule, such as `losses.reversal_schedule`.
     """
     name, module = 'domain_discrimination', _Discriminator(domains, hidden)
 

@@ -60,7 +60,7 @@ def hard_labels(
 
 
 def soft_targets(*, temperature: Weight = 4.0) -> Objective:
-    """Softened divergence from the teacher: `losses.soft_targets` of the logits.
+    """KD, softened divergence from the teacher: `losses.soft_targets` of the logits.
 
     Hinton's recipe is `0.1 * hard_labels() + 0.9 * soft_targets()`.
 
@@ -81,12 +81,12 @@ def logit_mse() -> Objective:
 
 
 def hard_targets() -> Objective:
-    """Cross-entropy with the class that the teacher finds most likely: `losses.hard_targets` of the logits."""
+    """DeiT's hard distillation, cross-entropy with the teacher's likeliest class: `losses.hard_targets` of the logits."""
     return _on_logits(losses.hard_targets)
 
 
 def dist(*, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: Weight = 1.0) -> Objective:
-    """Correlation of predictions, within examples and within classes: `losses.dist` of the logits.
+    """DIST, correlation of predictions within examples and within classes: `losses.dist` of the logits.
 
     A scalar: of the batch's weights it matters only which are 0.
 
@@ -126,7 +126,7 @@ def standardize_logits(objective: Objective) -> Objective:
 
 
 def reverse_kl(*, temperature: Weight = 1.0) -> Objective:
-    """Divergence of the teacher from the student: `losses.reverse_kl` of the logits.
+    """MiniLLM's divergence, of the teacher from the student: `losses.reverse_kl` of the logits.
 
     Args:
       temperature: a number or a schedule.
@@ -135,7 +135,7 @@ def reverse_kl(*, temperature: Weight = 1.0) -> Objective:
 
 
 def jensen_shannon(*, beta: Weight = 0.5, temperature: Weight = 1.0) -> Objective:
-    """Generalised Jensen-Shannon divergence: `losses.jensen_shannon` of the logits.
+    """GKD's divergence, the generalised Jensen-Shannon divergence: `losses.jensen_shannon` of the logits.
 
     Args:
       beta: 0 is the forward, 1 the reverse divergence; a number or a schedule.
@@ -145,7 +145,7 @@ def jensen_shannon(*, beta: Weight = 0.5, temperature: Weight = 1.0) -> Objectiv
 
 
 def skewed_kl(*, alpha: Weight = 0.1, temperature: Weight = 1.0) -> Objective:
-    """Divergence of a mixture from the teacher: `losses.skewed_kl` of the logits.
+    """DistiLLM's divergence, of a mixture from the teacher: `losses.skewed_kl` of the logits.
 
     Args:
       alpha: the teacher's share of the mixture; a number or a schedule.
@@ -155,7 +155,7 @@ def skewed_kl(*, alpha: Weight = 0.1, temperature: Weight = 1.0) -> Objective:
 
 
 def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight = 4.0, ignore: int | None = None) -> Objective:
-    """Decoupled distillation, `losses.decoupled_kd`, over the examples that have a label (labels that are not negative).
+    """DKD, `losses.decoupled_kd`, over the examples that have a label (labels that are not negative).
 
     Args:
       alpha: weight of the labelled class against the rest; a number or a schedule.
@@ -167,7 +167,7 @@ def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight
 
 
 def normalized_kd(*, gamma: Weight = 1.5, temperature: Weight = 1.0, ignore: int | None = None) -> Objective:
-    """Normalized distillation, `losses.normalized_kd`, over the examples that have a label.
+    """NKD, `losses.normalized_kd`, over the examples that have a label.
 
     Args:
       gamma: weight of the classes other than the label; a number or a schedule.
@@ -178,7 +178,7 @@ def normalized_kd(*, gamma: Weight = 1.5, temperature: Weight = 1.0, ignore: int
 
 
 def weighted_soft_labels(*, temperature: Weight = 2.0, ignore: int | None = None) -> Objective:
-    """Soft targets weighted by how far the student lags behind, `losses.weighted_soft_labels`, over the labelled examples.
+    """WSLD, soft targets weighted by how far the student lags: `losses.weighted_soft_labels`, over the labelled examples.
 
     Args:
       temperature: a number or a schedule.
@@ -188,7 +188,7 @@ def weighted_soft_labels(*, temperature: Weight = 2.0, ignore: int | None = None
 
 
 def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) -> Objective:
-    """Soft targets of a teacher that knows only some of the student's classes: `losses.subset_soft_targets`.
+    """UHC, soft targets of a teacher that knows only some of the student's classes: `losses.subset_soft_targets`.
 
     Args:
       classes: the student's index of each of the teacher's classes, in the teacher's order.

@@ -70,7 +70,7 @@ def _outputs(name: str, joined: Outputs, member: int) -> Outputs:
 
 
 def mutual_learning(members: int, *, temperature: Weight = 1.0) -> Objective:
-    """Deep mutual learning: each of several students learns from the labels and from all the others, and none is a teacher.
+    """DML, deep mutual learning: several students learn from the labels and from each other, and none is a teacher.
 
     Σ_i (hard labels of i + 1/(members - 1) · Σ_{j≠i} soft targets of i from j). The student is
     `networks.ensemble([networks.tap_logits(network), ...])`, the teacher None. Where the paper updates one

@@ -15,7 +15,7 @@ from kdjax.objectives._positions import zero_outside
 
 
 def mixed_labels(*, ignore: int | None = None) -> Objective:
-    """Cross-entropy with both labels of a blended input, λ CE(label) + (1 - λ) CE(other label), at temperature 1.
+    """Mixup: cross-entropy with both labels of a blended input, λ CE(label) + (1 - λ) CE(other label), at temperature 1.
 
     It reads `labels`, `other_labels` and `share` λ of the batch, as `data.augment.mixup` makes them, and takes the mean over
     the examples that have both labels (which are not negative).

@@ -62,8 +62,8 @@ class Term(NamedTuple):
 class Objective:
     """A weighted sum of terms, closed under `weight * objective`, `objective + objective` and `combine`.
 
-    It is a pair of pure functions: `init` makes the parameters (connectors, say) and the state (a memory bank, say) that the
-    terms need, `apply` computes the loss. Weights and hyperparameters may be schedules; they are evaluated inside jit.
+    It is a pair of pure functions: `init` makes the parameters (such as connectors) and the state (such as a memory bank) that
+    the terms need, `apply` computes the loss. Weights and hyperparameters may be schedules; they are evaluated inside jit.
 
     >>> from kdjax import objectives
     >>> objective = 0.1 * objectives.hard_labels() + 0.9 * objectives.soft_targets(temperature=4.0)
@@ -77,7 +77,7 @@ class Objective:
         if any(term.name == 'loss' for term in self.terms):
             raise ValueError("a term cannot be named 'loss', which is the name of the sum in the metrics")
 
-    # Has numpy's scalars leave `scalar * objective` to this class.
+    # Makes numpy's scalars leave `scalar * objective` to this class.
     __array_ufunc__ = None
 
     @property
@@ -119,7 +119,7 @@ class Objective:
           batch: numpy arrays, or others whose values are at hand.
 
         Raises:
-          ValueError: a label beyond the classes or a negative weight, say.
+          ValueError: the data do not fit, such as a label beyond the classes or a negative weight.
 
         >>> from kdjax import objectives
         >>> student = Outputs(jax.ShapeDtypeStruct((8, 3), jnp.float32))

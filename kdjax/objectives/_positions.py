@@ -22,7 +22,7 @@ def feature_counts(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
     """Which positions of a feature [batch, positions, channels] count: [batch, positions, 1], or None where all do.
 
     The channels are no position, however many there are: of a feature [batch, channels] an example counts where any of its
-    positions does. Where the batch has a whole number of times more positions along each axis, pixels over a feature map say,
+    positions does. Where the batch has a whole number of times more positions along each axis, as pixels over a feature map do,
     a position of the feature counts where any of those that it stands for does.
 
     Raises:
@@ -86,3 +86,11 @@ def pool_positions(batch: Batch, x: jax.Array, size: tuple[int, int]) -> jax.Arr
         return average_pool(zero_outside(where, x), size)
     share = average_pool(jnp.broadcast_to(where, (*x.shape[:3], 1)).astype(jnp.float32), size)
     return average_pool(zero_outside(where, x), size) / jnp.where(share > 0, share, 1.0)
+
+
+def pool_to_one_size(batch: Batch, source: jax.Array, target: jax.Array) -> tuple[jax.Array, ...]:
+    """Both in float32 with zeros where they do not count, the larger of two images pooled to the smaller."""
+    if source.ndim == target.ndim == 4:
+        size = min(source.shape[1], target.shape[1]), min(source.shape[2], target.shape[2])
+        return tuple(pool_positions(batch, x, size) for x in (source, target))
+    return tuple(x.astype(jnp.float32) for x in counted_features(batch, source, target))

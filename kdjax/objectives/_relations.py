@@ -20,7 +20,7 @@ from kdjax.objectives._positions import counted_features, counted_logits, logit_
 
 
 def similarity_preserving(student: str, teacher: str) -> Objective:
-    """`losses.similarity_preserving` between a layer of the student and one of the teacher. Published weight: 3000.
+    """SP: `losses.similarity_preserving` between a layer of the student and one of the teacher. Published weight: 3000.
 
     Args:
       student: path of the student's layer.
@@ -30,7 +30,7 @@ def similarity_preserving(student: str, teacher: str) -> Objective:
 
 
 def pkt(student: str, teacher: str) -> Objective:
-    """Probabilistic knowledge transfer: `losses.pkt` between two layers. Published weight: 30000.
+    """PKT, probabilistic knowledge transfer: `losses.pkt` between two layers. Published weight: 30000.
 
     Args:
       student: path of the student's layer.
@@ -40,7 +40,7 @@ def pkt(student: str, teacher: str) -> Objective:
 
 
 def rkd_distance(student: str, teacher: str) -> Objective:
-    """Relational distillation of distances: `losses.rkd_distance` between two layers. Published weight: 25.
+    """RKD-D, relational distillation of distances: `losses.rkd_distance` between two layers. Published weight: 25.
 
     Args:
       student: path of the student's layer.
@@ -50,7 +50,7 @@ def rkd_distance(student: str, teacher: str) -> Objective:
 
 
 def rkd_angle(student: str, teacher: str) -> Objective:
-    """Relational distillation of angles: `losses.rkd_angle` between two layers. Published weight: 50.
+    """RKD-A, relational distillation of angles: `losses.rkd_angle` between two layers. Published weight: 50.
 
     Args:
       student: path of the student's layer.
@@ -62,7 +62,7 @@ def rkd_angle(student: str, teacher: str) -> Objective:
 def correlation_congruence(
     student: str, teacher: str, *, gamma: Weight = 0.4, order: int = 2, variant: Literal['kernel', 'adjacent'] = 'kernel'
 ) -> Objective:
-    """`losses.correlation_congruence` between two layers. Published weight: 0.02.
+    """CC: `losses.correlation_congruence` between two layers. Published weight: 0.02.
 
     Args:
       student: path of the student's layer.
@@ -75,7 +75,7 @@ def correlation_congruence(
 
 
 def instance_graph(student: Sequence[str], teacher: Sequence[str], **hyperparameters: Weight) -> Objective:
-    """`losses.instance_graph` of the logits and of layers of both networks, from input to output.
+    """IRG: `losses.instance_graph` of the logits and of layers of both networks, from input to output.
 
     Args:
       student: paths of the student's layers.

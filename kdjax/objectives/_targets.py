@@ -52,7 +52,7 @@ def binary_labels(*, class_weights: ArrayLike | None = None) -> Objective:
 
 
 def binary_soft_targets(*, temperature: Weight = 1.0) -> Objective:
-    """Divergence from the teacher's yes or no for each class, `losses.binary_soft_targets` of the logits.
+    """MLD, divergence from the teacher's yes or no for each class: `losses.binary_soft_targets` of the logits.
 
     Args:
       temperature: a number or a schedule.

@@ -3,6 +3,7 @@
 Which student layer learns from which teacher layer is data: `over_layers(hidden_cosine, uniform_layers(student, teacher))`.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -17,7 +18,7 @@ from kdjax.objectives._positions import position_counts
 
 
 def hidden_cosine(student: str, teacher: str) -> Objective:
-    """`losses.hidden_cosine` of two layers [batch, length, width], after a trained projection where their widths differ.
+    """DistilBERT: `losses.hidden_cosine` of two layers [batch, length, width], projected where their widths differ.
 
     Args:
       student: path of the student's layer.
@@ -31,32 +32,32 @@ def hidden_cosine(student: str, teacher: str) -> Objective:
 
 
 def attention_maps(student: str, teacher: str, *, variant: Literal['mean_square', 'kl'] = 'mean_square') -> Objective:
-    """`losses.attention_maps` of two layers' attention [batch, heads, length, length].
+    """TinyBERT, MiniLM: `losses.attention_maps` of two layers' attention [batch, heads, length, length].
 
     Args:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
       variant: as in the loss.
     """
-    return _on_heads('attention_maps', student, teacher, variant=variant)
+    return _on_heads(losses.attention_maps, student, teacher, variant=variant)
 
 
 def value_relations(student: str, teacher: str) -> Objective:
-    """`losses.value_relations` of two layers' values [batch, heads, length, width].
+    """MiniLM: `losses.value_relations` of two layers' values [batch, heads, length, width].
 
     Args:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
     """
-    return _on_heads('value_relations', student, teacher)
+    return _on_heads(losses.value_relations, student, teacher)
 
 
-def _on_heads(name: str, student: str, teacher: str, **hyperparameters: Any) -> Objective:
-    features = feature_pair(name, student, teacher)
+def _on_heads(loss: Callable[..., jax.Array], student: str, teacher: str, **hyperparameters: Any) -> Objective:
+    features = feature_pair(loss.__name__, student, teacher)
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         source, target = features(student, teacher)
         where = position_counts(batch, (target.shape[0], *target.shape[2:]))
-        return getattr(losses, name)(source, target, where=where, **resolved)
+        return loss(source, target, where=where, **resolved)
 
-    return from_function(name, function, **hyperparameters)
+    return from_function(loss.__name__, function, **hyperparameters)

@@ -19,7 +19,7 @@ def reconstruction(student: str | None = None, teacher: str | None = None) -> Ob
     """`losses.reconstruction`: squared distance of the student's output from what it should reproduce.
 
     Args:
-      student: path of the student's feature; its logits, the output of an autoencoder say, if not given.
+      student: path of the student's feature; if not given, its logits, which may be the output of an autoencoder.
       teacher: path of the teacher's feature to reproduce; `'inputs'` for the inputs themselves, the teacher's logits if not
         given.
     """

@@ -23,7 +23,7 @@ class FreezeState(NamedTuple):
 
 
 def train_only(optimizer: optax.GradientTransformation, leaves: Leaves) -> optax.GradientTransformationExtraArgs:
-    """Has any optimizer see only some of the parameters; the others keep their values, bit for bit.
+    """Freezing: lets an optimizer see only some of the parameters; the others keep their values, bit for bit.
 
     What is frozen has no moments, is not decayed, and does not count in a norm that the optimizer clips by. Gradients still
     pass through frozen layers to those before them.
@@ -33,7 +33,7 @@ def train_only(optimizer: optax.GradientTransformation, leaves: Leaves) -> optax
 
     Args:
       optimizer: any optimizer.
-      leaves: the parameters to train, as patterns over their paths or a predicate of path and array; `'head/*'`, say.
+      leaves: the parameters to train, as patterns over their paths, such as `'head/*'`, or a predicate of path and array.
 
     Returns:
       The transformation. Its state is a `FreezeState`.

@@ -24,7 +24,7 @@ def gaussian_prior(precision: float | optax.Schedule) -> optax.GradientTransform
 
     gradient ← gradient + λ (θ - θ₀), the gradient of the loss plus λ/2 · ||θ - θ₀||². Put it before the optimizer:
     `optax.chain(gaussian_prior(1e-3), optax.adam(1e-3))`. Where the loss is the mean over N examples of a negative log
-    likelihood, the divergence from soft targets say, λ = 1 / (N σ²) for a prior of variance σ². With a student that starts
+    likelihood, such as the divergence from soft targets, λ = 1 / (N σ²) for a prior of variance σ². With a student that starts
     from given variables, the prior says that those were nearly right; with one that starts at random it is weight decay
     towards the start.
 

@@ -42,7 +42,7 @@ def initialize_distributed() -> None:
                 f'{_PROCESSES} and {_PROCESS} must be numbers, got {os.environ[_PROCESSES]!r} and {os.environ[_PROCESS]!r}'
             ) from None
         if processes > 1:
-            # What surrounds the process, a cluster of Kubernetes say, has been described by hand.
+            # What surrounds the process, such as a Kubernetes cluster, has been described by hand.
             jax.distributed.initialize(os.environ[_ADDRESS], processes, process, cluster_detection_method='deactivate')
     elif _started_with_others():
         try:

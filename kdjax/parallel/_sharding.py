@@ -20,7 +20,6 @@ one with Auto axes: a step is to look the same on one device and on many, and th
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -37,36 +36,12 @@ SMALLEST_SPLIT = 2**14
 """Elements from which on an array is split: below, gathering it would cost more time than its bytes are worth."""
 
 
-def data_parallel(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
-    """A mesh of devices with axes `'data'` and `'fsdp'`; batches are split over both, large parameters over the second.
-
-    Args:
-      devices: the devices; all of them by default, those of other hosts included.
-      fsdp: how many neighbouring devices share one copy of the parameters. With 1 each device holds all of them (plain data
-        parallelism), with as many as there are each holds its share alone (FSDP); between, groups hold a copy each (hybrid),
-        such as the devices of a host, between which links are fast.
-
-    Raises:
-      ValueError: `fsdp` does not divide the number of devices.
-
-    >>> dict(data_parallel(jax.devices()[:8], fsdp=4).shape)
-    {'data': 2, 'fsdp': 4}
-
-    Reference:
-      Zhao et al. PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel. 2023. https://arxiv.org/abs/2304.11277
-    """
-    devices = jax.devices() if devices is None else list(devices)
-    if fsdp < 1 or len(devices) % fsdp:
-        raise ValueError(f'fsdp must divide the {len(devices)} devices, got {fsdp}')
-    return jax.make_mesh((len(devices) // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices)
-
-
 def shardings(mesh: Mesh, tree: Any) -> Any:
     """How a state or variables are laid out on a mesh, from shapes alone.
 
     An array of at least `SMALLEST_SPLIT` elements is split over `'fsdp'` along the longest axis that divides evenly, the first
-    of equals; others are replicated. Moments of the optimizer, masks and averages have the shapes of the parameters, and so
-    their layout.
+    such axis if several are equally long; others are replicated. Moments of the optimizer, masks and averages have the shapes
+    of the parameters, and so their layout.
 
     Args:
       mesh: a mesh, see `data_parallel`.
@@ -75,6 +50,7 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     Returns:
       The tree with a `NamedSharding` for each array.
 
+    >>> from kdjax.parallel import data_parallel
     >>> mesh = data_parallel(jax.devices()[:8], fsdp=8)
     >>> [tuple(sharding.spec) for sharding in shardings(mesh, [np.zeros((3, 256, 512)), np.zeros(512)])]
     [(None, None, 'fsdp'), ()]
@@ -153,6 +129,7 @@ def distribute(mesh: Mesh, problem: Problem) -> Problem:
     compile again. Here every step splits its batch and hands the state back as `shardings` has it, so one program serves all.
     `init` makes the state on one device and places it.
 
+    >>> from kdjax.parallel import data_parallel
     >>> import flax.linen as nn, jax.numpy as jnp, optax
     >>> from kdjax import networks, objectives, training
     >>> mesh = data_parallel(jax.devices()[:8], fsdp=8)

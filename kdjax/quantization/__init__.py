@@ -1,7 +1,12 @@
 """Quantization: integer arithmetic of arrays, the ranges and scales it needs, and trees of weights as integers."""
 
 from kdjax.quantization._arrays import QuantizedArray, dequantize, fake_quantize, integer_range, quantize
-from kdjax.quantization._calibration import (
+from kdjax.quantization._calibrate import calibrate
+from kdjax.quantization._fake_quantize_network import fake_quantize_network
+from kdjax.quantization._fold_batch_norm import fold_batch_norm
+from kdjax.quantization._learned_step import initial_step, learned_step
+from kdjax.quantization._quantize_network import quantize_network, quantize_variables
+from kdjax.quantization._ranges import (
     Range,
     absmax_range,
     average_range,
@@ -11,10 +16,6 @@ from kdjax.quantization._calibration import (
     percentile_range,
     union_range,
 )
-from kdjax.quantization._folding import fold_batch_norm
-from kdjax.quantization._integers import quantize_network, quantize_variables
-from kdjax.quantization._learned import initial_step, learned_step
-from kdjax.quantization._networks import calibrate, fake_quantize_network
 from kdjax.quantization._reports import Site, report, table
 from kdjax.quantization._rules import Rule, Rules
 from kdjax.quantization._scales import affine_scale, shared_scale, symmetric_scale, symmetric_scale_of_range

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from kdjax.numerics import floating
+
 SMALLEST_NORMAL = 2.0**-126
 """Hardware may take smaller float32 numbers for zero, and a division by such a scale would give NaN."""
 
@@ -99,7 +101,7 @@ def quantize(
     [-127   -1    0    0    2] [-7 -1  0  0  2] [-8 -1  0  0  2]
     """
     low, high = quantized_range(bits, zero_point, narrow)
-    x = as_float32('quantize', x)
+    x = floating('quantize: x', x)
     scale, zero_point = scale_for('quantize', x, scale, zero_point)
     return _round(x, scale, zero_point, low, high).astype(jnp.int8)
 
@@ -160,7 +162,7 @@ def fake_quantize(
     """
     low, high = quantized_range(bits, zero_point, narrow)
     x = jnp.asarray(x)
-    scale, zero_point = scale_for('fake_quantize', as_float32('fake_quantize', x), scale, zero_point)
+    scale, zero_point = scale_for('fake_quantize', floating('fake_quantize: x', x), scale, zero_point)
     return _fake_quantize(x, scale, zero_point, low, high)
 
 
@@ -226,11 +228,3 @@ def _repeat_groups(name: str, scale: jax.Array, shape: tuple[int, ...]) -> jax.A
             'along every axis it must have one entry, one per index, or one per group of equal size'
         )
     return scale
-
-
-def as_float32(name: str, x: ArrayLike) -> jax.Array:
-    """An array in float32, if it is floating point; `name` is that of the caller, for the error."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f'{name}: x must be floating point, got {x.dtype}')
-    return x.astype(jnp.float32)

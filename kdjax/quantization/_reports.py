@@ -10,8 +10,7 @@ from kdjax import jaxprs
 from kdjax.jaxprs import Product
 from kdjax.networks import Network
 from kdjax.quantization._arrays import fake_quantize
-from kdjax.quantization._calibration import Range, minmax_range
-from kdjax.quantization._networks import (
+from kdjax.quantization._fake_quantize_network import (
     activation_ranges,
     fake_product,
     stored_ranges,
@@ -20,6 +19,7 @@ from kdjax.quantization._networks import (
     unpack_operands,
     weight_grid,
 )
+from kdjax.quantization._ranges import Range, minmax_range
 from kdjax.quantization._rules import Rule, Rules, choose
 
 

@@ -52,7 +52,7 @@ def choose(name: str, rules: Rules, products: Iterable[Product]) -> dict[str, Ru
     """The rules of those products that have one, by product.
 
     Raises:
-      ValueError: there is nothing to quantize, a pattern matches no product, or a rule is no good.
+      ValueError: there is nothing to quantize, a pattern matches no product, or a rule is invalid.
     """
     names = [product.name for product in products]
     if isinstance(rules, Rule):

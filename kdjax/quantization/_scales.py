@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.quantization._arrays import SMALLEST_NORMAL, as_float32, integer_range
+from kdjax.numerics import floating
+from kdjax.quantization._arrays import SMALLEST_NORMAL, integer_range
 
 
 def symmetric_scale(
@@ -60,7 +61,7 @@ def symmetric_scale(
     [[0.18142857]
      [0.07142857]]
     """
-    magnitudes = jnp.abs(as_float32('symmetric_scale', x))
+    magnitudes = jnp.abs(floating('symmetric_scale: x', x))
     largest = lambda x, axes: jnp.max(x, axis=axes, initial=0.0)  # noqa: E731
     grouping: dict[str, Any] = {'channel_axis': channel_axis, 'group_size': group_size, 'group_axis': group_axis}
     return _scale_of_magnitude(reduce_groups('symmetric_scale', largest, magnitudes, **grouping), bits, narrow)
@@ -84,7 +85,7 @@ def symmetric_scale_of_range(low: ArrayLike, high: ArrayLike, *, bits: int = 8, 
     >>> print(symmetric_scale_of_range(-0.5, 1.27))
     0.01
     """
-    low, high = (as_float32('symmetric_scale_of_range', end) for end in (low, high))
+    low, high = (floating('symmetric_scale_of_range: x', end) for end in (low, high))
     return _scale_of_magnitude(jnp.maximum(jnp.abs(low), jnp.abs(high)), bits, narrow)
 
 
@@ -113,7 +114,7 @@ def affine_scale(low: ArrayLike, high: ArrayLike, *, bits: int = 8) -> tuple[jax
       Jacob et al. Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference. 2018.
       https://arxiv.org/abs/1712.05877
     """
-    low, high = (as_float32('affine_scale', end) for end in (low, high))
+    low, high = (floating('affine_scale: x', end) for end in (low, high))
     low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
     smallest, largest = integer_range(bits, narrow=False)
     # Divided first, for the width of a range of very large numbers may be no float.
@@ -145,7 +146,7 @@ def shared_scale(arrays: Sequence[ArrayLike], *, bits: int = 8, narrow: bool = T
     """
     if not arrays:
         raise ValueError('shared_scale: there are no arrays; give at least one')
-    magnitudes = [jnp.max(jnp.abs(as_float32('shared_scale', x)), initial=0.0) for x in arrays]
+    magnitudes = [jnp.max(jnp.abs(floating('shared_scale: x', x)), initial=0.0) for x in arrays]
     return _scale_of_magnitude(jnp.max(jnp.stack(magnitudes)), bits, narrow)
 
 

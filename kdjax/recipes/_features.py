@@ -13,22 +13,22 @@ FIRST_STAGE = 0.2
 
 
 def hint(pair: Pair) -> Objective:
-    """Romero 2015: hard labels + 100 · hint between the middle stages, in one stage."""
+    """FitNets (Romero 2015): hard labels + 100 · hint between the middle stages, in one stage."""
     return objectives.combine(hard=objectives.hard_labels(), hint=100.0 * _middle(pair))
 
 
 def hint_in_two_stages(pair: Pair) -> Objective:
-    """Romero 2015, as in the paper: the hint first, then the task."""
+    """FitNets (Romero 2015), as in the paper: the hint first, then the task."""
     return objectives.in_stages([_middle(pair), objectives.hard_labels()], [_first_stage(pair)])
 
 
 def attention_transfer(pair: Pair) -> Objective:
-    """Zagoruyko 2017: hard labels + 1000 · attention transfer at every stage."""
+    """AT (Zagoruyko 2017): hard labels + 1000 · attention transfer at every stage."""
     return _at_every_stage(pair, 'attention', 1000.0, objectives.attention_transfer)
 
 
 def fsp(pair: Pair) -> Objective:
-    """Yim 2017: hard labels + 50 · FSP between successive stages. The paper trains FSP first; the tables train both at once."""
+    """FSP (Yim 2017): hard labels + 50 · FSP between successive stages. The paper trains it first, the tables both at once."""
     flows = zip(
         zip(pair.student, pair.student[1:], strict=False), zip(pair.teacher, pair.teacher[1:], strict=False), strict=False
     )
@@ -36,17 +36,17 @@ def fsp(pair: Pair) -> Objective:
 
 
 def nst(pair: Pair) -> Objective:
-    """Huang & Wang 2017: hard labels + 50 · NST at every stage."""
+    """NST (Huang & Wang 2017): hard labels + 50 · NST at every stage."""
     return _at_every_stage(pair, 'nst', 50.0, objectives.nst)
 
 
 def vid(pair: Pair) -> Objective:
-    """Ahn 2019: hard labels + VID at every stage."""
+    """VID (Ahn 2019): hard labels + VID at every stage."""
     return _at_every_stage(pair, 'vid', 1.0, objectives.vid)
 
 
 def factor_transfer(pair: Pair) -> Objective:
-    """Kim 2018: the paraphraser first, then hard labels + 200 · factor transfer at the last stage."""
+    """FT (Kim 2018): the paraphraser first, then hard labels + 200 · factor transfer at the last stage."""
     first = _first_stage(pair)
     factors = objectives.factor_transfer(pair.student[-1], pair.teacher[-1], pretraining=first)
     nothing = 0.0 * objectives.hard_labels()
@@ -55,46 +55,46 @@ def factor_transfer(pair: Pair) -> Objective:
 
 
 def factor_transfer_in_one_stage(pair: Pair) -> Objective:
-    """Kim 2018, paraphraser and student at once."""
+    """FT (Kim 2018), paraphraser and student at once."""
     factors = objectives.factor_transfer(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), factors=200.0 * factors)
 
 
 def activation_boundary(pair: Pair) -> Objective:
-    """Heo 2019: the boundaries of every stage first, then hard labels."""
+    """AB (Heo 2019): the boundaries of every stage first, then hard labels."""
     stages = _norms(pair, 'activation_boundary')
     boundaries = _sum(0.5**i * objectives.activation_boundary(*paths) for i, paths in enumerate(stages))
     return objectives.in_stages([1e-3 * boundaries, objectives.hard_labels()], [_first_stage(pair)])
 
 
 def overhaul(pair: Pair) -> Objective:
-    """Heo 2019b: hard labels + 1e-3 · overhaul of every stage, half as much for each before the last."""
+    """OFD (Heo 2019b): hard labels + 1e-3 · overhaul of every stage, half as much for each before the last."""
     stages = _norms(pair, 'overhaul')
     distance = _sum(0.5**i * objectives.overhaul(*paths) for i, paths in enumerate(stages))
     return objectives.combine(hard=objectives.hard_labels(), overhaul=1e-3 * distance)
 
 
 def hierarchical_context(pair: Pair) -> Objective:
-    """Chen 2021: hard labels + knowledge review of all stages, warmed up over 20 epochs of 240."""
+    """ReviewKD (Chen 2021): hard labels + knowledge review of all stages, warmed up over 20 epochs of 240."""
     count = min(len(pair.student), len(pair.teacher))
     review = objectives.hierarchical_context(pair.student[-count:], pair.teacher[-count:])
     return objectives.combine(hard=objectives.hard_labels(), review=warm_up(pair) * review)
 
 
 def masked_generation(pair: Pair) -> Objective:
-    """Yang 2022: hard labels + masked generation of the last stage. The weight is ours: the paper's is for a sum."""
+    """MGD (Yang 2022): hard labels + masked generation of the last stage. The weight is ours: the paper's is for a sum."""
     generation = objectives.masked_generation(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), generation=generation)
 
 
 def channel_wise(pair: Pair) -> Objective:
-    """Shu 2021: hard labels + 3 · channel-wise divergence of the last stage at temperature 4, as for segmentation."""
+    """CWD (Shu 2021): hard labels + 3 · channel-wise divergence of the last stage at temperature 4, as for segmentation."""
     channels = objectives.channel_wise(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), channels=3.0 * channels)
 
 
 def singular_vectors(pair: Pair) -> Objective:
-    """Lee 2018: hard labels + singular vectors of every stage. The weight is ours."""
+    """KDSVD (Lee 2018): hard labels + singular vectors of every stage. The weight is ours."""
     return _at_every_stage(pair, 'vectors', 1.0, objectives.singular_vectors)
 
 
@@ -104,13 +104,13 @@ def attention_distillation(pair: Pair) -> Objective:
 
 
 def loss_gradient_attention(pair: Pair) -> Objective:
-    """Dhar 2019: hard labels + attention for the teacher's choice at the last stage. The weight is ours."""
+    """LwM (Dhar 2019): hard labels + attention for the teacher's choice at the last stage. The weight is ours."""
     attention = objectives.loss_gradient_attention(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), attention=attention)
 
 
 def jacobian(pair: Pair) -> Objective:
-    """Czarnecki 2017: hard labels + derivatives by the inputs. The weight is ours."""
+    """Sobolev (Czarnecki 2017): hard labels + derivatives by the inputs. The weight is ours."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), jacobian=objectives.jacobian())
 

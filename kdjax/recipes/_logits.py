@@ -6,7 +6,7 @@ from kdjax.recipes._pair import Pair, warm_up
 
 
 def soft_targets(pair: Pair) -> Objective:
-    """Hinton 2015: 0.1 · hard labels + 0.9 · soft targets at temperature 4."""
+    """KD (Hinton 2015): 0.1 · hard labels + 0.9 · soft targets at temperature 4."""
     del pair
     return objectives.combine(hard=0.1 * objectives.hard_labels(), soft=0.9 * objectives.soft_targets(temperature=4.0))
 
@@ -18,7 +18,7 @@ def logit_mse(pair: Pair) -> Objective:
 
 
 def hard_targets(pair: Pair) -> Objective:
-    """Touvron 2021: half hard labels, half the teacher's choices."""
+    """DeiT (Touvron 2021): half hard labels, half the teacher's choices."""
     del pair
     return objectives.combine(hard=0.5 * objectives.hard_labels(), choices=0.5 * objectives.hard_targets())
 
@@ -31,42 +31,42 @@ def standardized_logits(pair: Pair) -> Objective:
 
 
 def reverse_kl(pair: Pair) -> Objective:
-    """Gu 2024: hard labels + reverse divergence. The paper is about language models; the weight is ours."""
+    """MiniLLM (Gu 2024): hard labels + reverse divergence. The paper is about language models; the weight is ours."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), reverse=objectives.reverse_kl())
 
 
 def jensen_shannon(pair: Pair) -> Objective:
-    """Agarwal 2024: hard labels + the divergence half way. The paper is about language models; the weight is ours."""
+    """GKD (Agarwal 2024): hard labels + the divergence half way. The paper is about language models; the weight is ours."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), between=objectives.jensen_shannon())
 
 
 def skewed_kl(pair: Pair) -> Objective:
-    """Ko 2024: hard labels + skewed divergence. The paper is about language models; the weight is ours."""
+    """DistiLLM (Ko 2024): hard labels + skewed divergence. The paper is about language models; the weight is ours."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), skewed=objectives.skewed_kl())
 
 
 def decoupled_kd(pair: Pair) -> Objective:
-    """Zhao 2022: hard labels + DKD with α = 1, β = 8, T = 4, warmed up over 20 epochs of 240."""
+    """DKD (Zhao 2022): hard labels + DKD with α = 1, β = 8, T = 4, warmed up over 20 epochs of 240."""
     return objectives.combine(hard=objectives.hard_labels(), dkd=warm_up(pair) * objectives.decoupled_kd())
 
 
 def normalized_kd(pair: Pair) -> Objective:
-    """Yang 2023: hard labels + NKD with γ = 1.5, T = 1."""
+    """NKD (Yang 2023): hard labels + NKD with γ = 1.5, T = 1."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), nkd=objectives.normalized_kd())
 
 
 def weighted_soft_labels(pair: Pair) -> Objective:
-    """Zhou 2021: hard labels + 2.25 · weighted soft labels at temperature 2."""
+    """WSLD (Zhou 2021): hard labels + 2.25 · weighted soft labels at temperature 2."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), weighted=2.25 * objectives.weighted_soft_labels())
 
 
 def dist(pair: Pair) -> Objective:
-    """Huang 2022: hard labels + DIST with β = γ = 2, T = 4."""
+    """DIST (Huang 2022): hard labels + DIST with β = γ = 2, T = 4."""
     del pair
     return objectives.combine(hard=objectives.hard_labels(), dist=objectives.dist(beta=2.0, gamma=2.0, temperature=4.0))
 

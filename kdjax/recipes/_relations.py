@@ -6,42 +6,42 @@ from kdjax.recipes._pair import Pair
 
 
 def similarity_preserving(pair: Pair) -> Objective:
-    """Tung 2019: hard labels + 3000 · similarity preserving at the last stage."""
+    """SP (Tung 2019): hard labels + 3000 · similarity preserving at the last stage."""
     last = objectives.similarity_preserving(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), similarity=3000.0 * last)
 
 
 def pkt(pair: Pair) -> Objective:
-    """Passalis 2018: hard labels + 30000 · PKT at the last stage."""
+    """PKT (Passalis 2018): hard labels + 30000 · PKT at the last stage."""
     return objectives.combine(hard=objectives.hard_labels(), pkt=30000.0 * objectives.pkt(pair.student[-1], pair.teacher[-1]))
 
 
 def rkd(pair: Pair) -> Objective:
-    """Park 2019: hard labels + 25 · distances + 50 · angles at the last stage."""
+    """RKD (Park 2019): hard labels + 25 · distances + 50 · angles at the last stage."""
     last = pair.student[-1], pair.teacher[-1]
     relations = 25.0 * objectives.rkd_distance(*last) + 50.0 * objectives.rkd_angle(*last)
     return objectives.combine(hard=objectives.hard_labels(), rkd=relations)
 
 
 def correlation_congruence(pair: Pair) -> Objective:
-    """Peng 2019: hard labels + 0.02 · correlation congruence at the last stage."""
+    """CC (Peng 2019): hard labels + 0.02 · correlation congruence at the last stage."""
     last = objectives.correlation_congruence(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), correlation=0.02 * last)
 
 
 def instance_graph(pair: Pair) -> Objective:
-    """Liu 2019: hard labels + 0.1 · the instance graph of the last two stages."""
+    """IRG (Liu 2019): hard labels + 0.1 · the instance graph of the last two stages."""
     graph = objectives.instance_graph(pair.student[-2:], pair.teacher[-2:])
     return objectives.combine(hard=objectives.hard_labels(), graph=0.1 * graph)
 
 
 def crd(pair: Pair) -> Objective:
-    """Tian 2020: hard labels + 0.8 · CRD at the last stage, with 16384 negatives or as many as there are examples."""
+    """CRD (Tian 2020): hard labels + 0.8 · CRD at the last stage, with 16384 negatives or as many as there are examples."""
     contrast = objectives.crd(pair.student[-1], pair.teacher[-1], pair.labels, negatives=min(16384, len(pair.labels)))
     return objectives.combine(hard=objectives.hard_labels(), crd=0.8 * contrast)
 
 
 def info_nce(pair: Pair) -> Objective:
-    """Oord 2018: hard labels + contrast within the batch at the last stage. The weight is ours."""
+    """InfoNCE (Oord 2018): hard labels + contrast within the batch at the last stage. The weight is ours."""
     contrast = objectives.info_nce(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), contrast=contrast)

@@ -8,17 +8,17 @@ from kdjax.recipes._pair import Pair
 
 
 def hidden_cosine(pair: Pair) -> Objective:
-    """Sanh 2019: hard labels + the cosine of hidden states at every layer."""
+    """DistilBERT (Sanh 2019): hard labels + the cosine of hidden states at every layer."""
     return _over_layers(pair, 'hidden', 1.0, objectives.hidden_cosine, '')
 
 
 def attention_maps(pair: Pair) -> Objective:
-    """Jiao 2020: hard labels + squared differences of attention scores at every layer."""
+    """TinyBERT (Jiao 2020): hard labels + squared differences of attention scores at every layer."""
     return _over_layers(pair, 'attention', 1.0, objectives.attention_maps, '/attention/scores')
 
 
 def value_relations(pair: Pair) -> Objective:
-    """Wang 2020: hard labels + divergence of attention and of value relations at the last layer."""
+    """MiniLM (Wang 2020): hard labels + divergence of attention and of value relations at the last layer."""
     layers = f'{pair.student[-1]}/attention', f'{pair.teacher[-1]}/attention'
     attention = objectives.attention_maps(*(f'{layer}/scores' for layer in layers), variant='kl')
     values = objectives.value_relations(*(f'{layer}/values' for layer in layers))

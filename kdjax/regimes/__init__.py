@@ -1,13 +1,13 @@
 """Ways to train that are more than a loop over batches: expectation maximization, and clients that keep their data."""
 
-from kdjax.regimes._federated import average_clients, client_mesh, client_updates
-from kdjax.regimes._maximization import (
+from kdjax.regimes._expectation_maximization import (
     Bounds,
     ExpectationMaximization,
     ExpectationMaximizationState,
     expectation_maximization,
     until_convergence,
 )
+from kdjax.regimes._federated import average_clients, client_mesh, client_updates
 
 __all__ = [
     'Bounds',

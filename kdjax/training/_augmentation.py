@@ -2,16 +2,13 @@
 
 import json
 import zlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from kdjax.batches import Batch
-
-Augment = Callable[[jax.Array, Any], Any]
-"""`augment(key, input) -> input`, a pure function of a key and one example."""
+from kdjax.data.augment import Augment
 
 RECORDED = ('teacher_logits', 'top_logits', 'top_indices', 'rest')
 """The teacher's predictions among the entries of data that `record_teacher` makes."""

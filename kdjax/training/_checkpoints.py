@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kdjax import paths
+from kdjax.errors import first_line
 from kdjax.problems import TrainState
 from kdjax.training._checksums import checksums
 
@@ -137,7 +138,7 @@ def restore_run(
             if difference is None:
                 state, described = _restore(manager, step, like)
         except Exception as error:  # whatever the storage layers raise for a damaged file
-            damaged[step] = _first_line(error)
+            damaged[step] = first_line(error)
             continue
         if difference is not None:
             differences.append(difference)
@@ -170,7 +171,7 @@ def restore_best(manager: ocp.CheckpointManager, like: TrainState) -> tuple[int,
             return step, restore(manager, step, like)
         except Exception as error:
             warnings.warn(
-                f'the best checkpoint {step} in {manager.directory} cannot be read; the next best counts: {_first_line(error)}',
+                f'the best checkpoint {step} in {manager.directory} cannot be read; the next best counts: {first_line(error)}',
                 stacklevel=2,
             )
             manager.delete(step)
@@ -289,8 +290,4 @@ def _write_errors(manager: ocp.CheckpointManager) -> Iterator[None]:
 def _cause(error: Exception) -> str:
     """What the operating system says, if it does: the storage layers put it at the end of a long line."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    return os.strerror(int(code[1])) if code else first_line(error)

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from kdjax.files import write_whole
+
 
 class MetricsLog:
     """A file of JSON lines that several runs share; a run that resumes drops its own lines after the step it resumes from."""
@@ -23,9 +25,7 @@ class MetricsLog:
         lines = self.path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if not self._is_stale(line, resume_from)]
         if len(kept) < len(lines):
-            partial = self.path.with_name(self.path.name + '.partial')
-            partial.write_text(''.join(kept))
-            partial.replace(self.path)
+            write_whole(self.path, ''.join(kept))
 
     def _is_stale(self, line: str, resume_from: int) -> bool:
         try:

@@ -40,7 +40,7 @@ class Fitted(NamedTuple):
     Attributes:
       state: the state after the last step.
       best_variables: the student's variables where validation found them best; those of the last step without validation.
-      best_step: the number of steps behind them; of equals the last.
+      best_step: the step they are from; the last one if several are equally good.
       resumed_from: the number of steps that this call found done, 0 for a fresh run.
     """
 

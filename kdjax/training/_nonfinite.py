@@ -17,7 +17,7 @@ def skip_nonfinite(problem: Problem) -> Problem:
 
     A step is skipped if its loss is not finite, or if anything in the state that was finite would not be after it: parameters,
     statistics, memory banks, the moments of the optimizer. The number of the step counts on, so that the next step has the keys
-    and the batch that it would have had. How many steps may be skipped is for `training.fit` to say.
+    and the batch that it would have had. `training.fit` decides how many steps may be skipped.
 
     Args:
       problem: the problem.

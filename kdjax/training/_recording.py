@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 
 from kdjax import losses
 from kdjax.batches import Batch, check_batch, count_examples
+from kdjax.files import write_whole
 from kdjax.networks import Network, Variables
 from kdjax.training import _fingerprints
 from kdjax.training._augmentation import (
@@ -130,9 +131,7 @@ def record_teacher(
 
     batches = (predict_batch(start) for start in range(0, examples, batch_size))
     arrays = _write_arrays(folder, batches, examples)
-    partial = folder / 'manifest.json.partial'
-    partial.write_text(json.dumps({'arrays': arrays, 'settings': settings}, indent=2) + '\n')
-    partial.replace(folder / 'manifest.json')
+    write_whole(folder / 'manifest.json', json.dumps({'arrays': arrays, 'settings': settings}, indent=2) + '\n')
     return recorded_teacher(folder)
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from kdjax import paths
 from kdjax.batches import Batch, count_examples
+from kdjax.dependencies import needed_for
 from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.parallel import check_divisible, distribute, shard_batch
@@ -222,7 +223,8 @@ def read_batches(
 
 def _read_records(source: Source | None, examples: int, batch_size: int, seed: int, start: int, workers: int) -> Any:
     """A grain iterator over batches of a source and their indices; of nothing but indices where there is no source."""
-    import grain  # takes long to import, and only streams need it
+    with needed_for('reading examples from a source'):
+        import grain
 
     indices = grain.MapDataset.range(examples).seed(seed).shuffle()
     indices = indices[: examples // batch_size * batch_size].batch(batch_size).repeat()[start:]

@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 
-from kdjax.batches import Batch
+from kdjax.batches import Batch, take_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.problems import Problem, TrainState
 
 
 def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], Batch]) -> Problem:
-    """A problem whose steps see `transform(key, batch)`, as teacher and student both do; for mixup, say.
+    """A problem whose steps see `transform(key, batch)`, teacher and student alike, as for mixup.
 
     Augmentation of single examples is for the epochs; this is for what needs several. The key is made of the run's key and the
     number of the step, so a run that resumes goes on alike.
@@ -42,4 +42,8 @@ def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], 
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 3), state.step)
         return problem.step(state, teacher_variables, transform(key, batch))
 
-    return problem._replace(init=init, step=step)
+    def check(data: Batch, batch_size: int) -> None:
+        # Steps see what the transform makes of a batch, which may be other labels than those of the data.
+        problem.check(transform(jax.random.key(0), take_examples(data, slice(0, batch_size))), batch_size)
+
+    return problem._replace(init=init, step=step, check=check)

@@ -112,3 +112,14 @@ def test_steps_blend_their_batch_with_a_key_of_their_own() -> None:
     by_hand, _ = plain.step(again, taught_by, augment.mixup(alpha=1.0)(key, BATCH))
     assert not np.array_equal(before['kernel'], first['kernel'])
     np.testing.assert_allclose(by_hand.params['kernel'], first['kernel'], rtol=1e-6, atol=1e-7)
+
+
+def test_mixed_batches_go_through_fit_which_checks_what_the_steps_see() -> None:
+    network = networks.from_linen(nn.Dense(3))
+    problem = training.distillation(network, None, objectives.mixed_labels(), optax.sgd(0.1))
+    problem = training.transform_batches(problem, augment.mixup(alpha=0.2))
+    data = {'inputs': np.ones((8, 5), np.float32), 'labels': np.arange(8, dtype=np.int32) % 3}
+    arguments = {'key': jax.random.key(0), 'batch_size': 4, 'epochs': 1, 'progress': False}
+    assert training.fit(problem, data, **arguments).best_step == 2
+    with pytest.raises(ValueError, match=r"mixed_labels: batch\['labels'\] must be below 3, .* got 3"):
+        training.fit(problem, {**data, 'labels': data['labels'] + 3}, **arguments)

@@ -104,7 +104,7 @@ def test_an_empty_split_is_an_error(validation: float, split: str) -> None:
 
 def test_digits_without_scikit_learn_are_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
-    with pytest.raises(ValueError, match=r'come with scikit-learn: pip install scikit-learn'):
+    with pytest.raises(ImportError, match=r'digits needs scikit-learn, which is not installed: pip install scikit-learn'):
         load('digits')
 
 

@@ -1,7 +1,7 @@
 """Teacher, assistant and student, shrunk to seconds: who teaches whom."""
 
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import assistant, runs
 from kdjax import models

@@ -9,10 +9,10 @@ import re
 import numpy as np
 import pytest
 
-import experiments
+import kdjax
 from experiments.benchmarks import memory
 
-PLAN = pathlib.Path(experiments.__file__).with_name('scale.md')
+PLAN = pathlib.Path(kdjax.__file__).parent.parent / 'docs/results/scale.md'
 
 
 def test_memory_reports_shares_and_collectives(capsys):

@@ -25,8 +25,8 @@ def test_dispatch(capsys):
 def test_importing(capsys):
     importing.main(importing.Config(repeats=1))
     found = last_line(capsys)
-    assert found['ratio'] > 0.5
-    assert found['theirs_ms'] > 10
+    assert found['theirs_ms'] > 0
+    assert found['ratio'] == pytest.approx(found['ours_ms'] / found['theirs_ms'], rel=0.02)  # all three are rounded
 
 
 def test_pruning_threshold(capsys):
@@ -54,7 +54,7 @@ def test_convolutions(capsys, monkeypatch):
     assert [row['layer'] for row in found['layers']] == ['3 to 5 at 4x4', '32 to 32 at 4x4', '2x2 pooling of 64 at 32x32']
     row = found['layers'][1]
     # Values and two gradients of 9 taps, two operations each.
-    assert row['ours_gflops_per_s'] * row['ours_ms'] * 1e6 == pytest.approx(3 * 2 * 9 * 2 * 4**2 * 32**2, rel=0.1)
+    assert row['ours_gflops_per_s'] * row['ours_ms'] * 1e6 == pytest.approx(3 * 2 * 9 * 2 * 4**2 * 32**2)
     assert found['ratio'] == max(row['ratio'] for row in found['layers'])
 
 

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import born_again
 from kdjax import models

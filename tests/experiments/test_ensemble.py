@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import ensemble, runs, scenarios
 from kdjax import export, models, networks

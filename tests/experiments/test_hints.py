@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import hints, runs
 from kdjax import models

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import label_union
 from kdjax import data, models, networks

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import missing_class, runs
 from kdjax import data, export, models

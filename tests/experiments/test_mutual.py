@@ -1,7 +1,7 @@
 """Networks that learn together, shrunk to seconds."""
 
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import mutual, runs
 from kdjax import export, models, networks

@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import runs, strategies
 from kdjax import data, export, models

@@ -1,7 +1,7 @@
 """Teachers of another family, shrunk to seconds: who teaches whom."""
 
 import pytest
-import scenario
+from helpers import scenario
 
 from experiments import runs, student_as_teacher
 from kdjax import models

@@ -5,7 +5,7 @@ import shutil
 from typing import Any
 
 import pytest
-from artefact_checks import CNN, IMAGES, random_variables
+from helpers.artefact_checks import CNN, IMAGES, random_variables
 
 from kdjax import export
 from kdjax.quantization import quantize_weights

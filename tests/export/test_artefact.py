@@ -15,10 +15,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from artefact_checks import CNN, FILES, IMAGES, random_variables
 from flax import nnx
-from token_networks import CASES
-from toy_problem import SILENT
+from helpers.artefact_checks import CNN, FILES, IMAGES, random_variables
+from helpers.token_networks import CASES
+from helpers.toy_problem import SILENT
 
 from kdjax import export, models, networks
 from kdjax.quantization import quantize_weights
@@ -83,7 +83,7 @@ def test_it_runs_in_a_process_that_cannot_import_kdjax(saved: pathlib.Path, vari
     for folder, (inputs, _) in zip(folders, cases, strict=True):
         np.savez(f'{folder}.npz', **inputs)
     arguments = [sys.executable, '-c', WITHOUT_KDJAX, *map(str, folders)]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     for folder, (_, expected) in zip(folders, cases, strict=True):
         for size in (1, 7):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.export
 import pytest
-from artefact_checks import FILES
+from helpers.artefact_checks import FILES
 
 from kdjax import export
 from kdjax.quantization import quantize_weights

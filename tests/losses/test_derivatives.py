@@ -33,6 +33,29 @@ def jacobian_oracle(student, teacher, inputs, directions):
     return np.mean(np.sum(np.einsum('bci,kc->kbi', difference, directions) ** 2, axis=-1), axis=0)
 
 
+def products(function, inputs, directions):
+    """Jᵀ v [batch, directions, ...] of a function for each direction."""
+    outputs, pullback = jax.vjp(function, inputs)
+    return jax.vmap(lambda v: pullback(jnp.broadcast_to(v, outputs.shape).astype(outputs.dtype))[0], out_axes=1)(directions)
+
+
+def jacobian(student, teacher, inputs, directions):
+    """The loss of two functions."""
+    return losses.jacobian(*(products(function, inputs, directions) for function in (student, teacher)))
+
+
+def class_gradients(head, features):
+    """The derivative of each logit by each channel, its mean over positions: [batch, classes, channels]."""
+    classes = jax.eval_shape(head, features).shape[1]
+    return products(head, features, jnp.eye(classes)).mean(axis=(2, 3))
+
+
+def attention(student_head, teacher_head, student, teacher, labels):
+    """The loss of two networks' heads, with the gradients of all classes."""
+    gradients = class_gradients(student_head, student), class_gradients(teacher_head, teacher)
+    return losses.loss_gradient_attention(student, teacher, *gradients, labels)
+
+
 def weights(*widths, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.normal(size=shape).astype(np.float32) for shape in itertools.pairwise(widths)]
@@ -64,7 +87,7 @@ def jitted_jacobian(student, teacher, inputs, directions):
     """The values, and the gradients of their sum with respect to both sets of parameters and the inputs."""
 
     def loss(student, teacher, inputs):
-        return losses.jacobian(functools.partial(network, student), functools.partial(network, teacher), inputs, directions)
+        return jacobian(functools.partial(network, student), functools.partial(network, teacher), inputs, directions)
 
     values, pullback = jax.vjp(loss, student, teacher, inputs)
     return values, *pullback(jnp.ones_like(values))
@@ -118,7 +141,7 @@ def test_jacobian_of_linear_networks_is_that_of_their_kernels_and_nothing_else()
     (student,), (teacher,) = weights(INPUTS, CLASSES), weights(INPUTS, CLASSES, seed=1)
     direction = np.array([[1.0, -2.0, 0.5]], np.float32)
     inputs = np.random.default_rng(4).normal(size=(BATCH, INPUTS)).astype(np.float32)
-    values = losses.jacobian(lambda x: x @ student + 3.0, lambda x: x @ teacher, inputs, direction)
+    values = jacobian(lambda x: x @ student + 3.0, lambda x: x @ teacher, inputs, direction)
     expected = np.sum(((student - teacher).astype(np.float64) @ direction[0]) ** 2)
     np.testing.assert_allclose(values, np.full(BATCH, expected), rtol=1e-5)
 
@@ -145,7 +168,7 @@ def test_training_on_jacobians_alone_finds_the_teachers_kernel(key):
 
     def step(student, key):
         directions = jax.random.normal(key, (1, CLASSES))
-        gradient = jax.grad(lambda w: losses.jacobian(lambda x: x @ w, lambda x: x @ teacher, inputs, directions).mean())
+        gradient = jax.grad(lambda w: jacobian(lambda x: x @ w, lambda x: x @ teacher, inputs, directions).mean())
         return student - 0.1 * gradient(student), None
 
     found, _ = jax.jit(lambda w: jax.lax.scan(step, w, jax.random.split(key, 300)))(student)
@@ -155,18 +178,15 @@ def test_training_on_jacobians_alone_finds_the_teachers_kernel(key):
 def test_jacobian_under_vmap_and_in_half_precision(problem):
     student, teacher, inputs, directions = problem
     functions = functools.partial(network, student), functools.partial(network, teacher)
-    loss = jax.jit(lambda x: losses.jacobian(*functions, x, directions))
+    loss = jax.jit(lambda x: jacobian(*functions, x, directions))
     values = loss(inputs)
     mapped = jax.jit(jax.vmap(loss))(jnp.stack([inputs, 2 * inputs]))
     np.testing.assert_allclose(mapped[0], values, rtol=1e-5)
-    half = inputs.astype(jnp.bfloat16)
-    rounded = loss(half)
+    half = [products(function, inputs, directions).astype(jnp.bfloat16) for function in functions]
+    rounded = losses.jacobian(*half)
     assert rounded.dtype == jnp.float32
-    np.testing.assert_allclose(rounded, loss(half.astype(np.float32)), rtol=1e-6)
-    coarse = [lambda x, f=f: f(x).astype(jnp.bfloat16) for f in functions]
-    lower = jax.jit(lambda x: losses.jacobian(*coarse, x, directions))(inputs)
-    assert lower.dtype == jnp.float32
-    np.testing.assert_allclose(lower, values, rtol=0.1)
+    np.testing.assert_allclose(rounded, losses.jacobian(*(x.astype(np.float32) for x in half)), rtol=1e-6)
+    np.testing.assert_allclose(rounded, values, rtol=0.1)
 
 
 @pytest.mark.parametrize('scale', [0.0, 1e4, -1e4, 1e-25])
@@ -177,16 +197,13 @@ def test_jacobian_of_extreme_inputs_is_finite(problem, scale):
 
 
 def test_what_does_not_fit_jacobian_is_refused():
-    inputs, directions = jnp.ones((3, 4)), jnp.ones((2, 4))
-    same = lambda x: x  # noqa: E731
+    ones = jnp.ones((3, 2, 4))
     for arguments, part in [
-        ((same, lambda x: x[:, :2], inputs, directions), r'student \(3, 4\) and teacher \(3, 2\)'),
-        ((same, same, inputs, jnp.ones((2, 3))), r'for outputs \(3, 4\), got \(2, 3\)'),
-        ((same, same, inputs, jnp.ones(4)), r'for outputs \(3, 4\), got \(4,\)'),
-        ((same, same, jnp.ones(3), directions), r'inputs must be \[batch, \.\.\.\], got \(3,\)'),
-        ((lambda x: x.sum(axis=1), same, inputs, directions), r'student must return .* for inputs \(3, 4\), got \(3,\)'),
-        ((same, lambda x: x[:2], inputs, directions), r'teacher must return .* for inputs \(3, 4\), got \(2, 4\)'),
-        ((same, same, jnp.ones((3, 4), jnp.int32), directions), 'inputs must be floating point, got int32'),
+        ((ones, ones[:, :1]), r'student \(3, 2, 4\) and teacher \(3, 1, 4\) must have the same shape'),
+        ((ones, ones[..., :2]), r'student \(3, 2, 4\) and teacher \(3, 2, 2\) must have the same shape'),
+        ((ones[0], ones), r'student \(2, 4\) and teacher \(3, 2, 4\) must have the same rank'),
+        ((ones[0], ones[0]), r'products must be \[batch, directions, \.\.\.\], got \(2, 4\)'),
+        ((ones.astype(jnp.int32), ones), 'student must be floating point, got int32'),
     ]:
         with pytest.raises(ValueError, match=f'^jacobian: [^\n]*{part}[^\n]*$'):
             losses.jacobian(*arguments)
@@ -221,7 +238,7 @@ def jitted_attention(student, teacher, student_features, teacher_features, label
 
     def loss(student, teacher, *features):
         functions = functools.partial(network, student), functools.partial(network, teacher)
-        return losses.loss_gradient_attention(*functions, *features, labels)
+        return attention(*functions, *features, labels)
 
     values, pullback = jax.vjp(loss, student, teacher, student_features, teacher_features)
     return values, *pullback(jnp.ones_like(values))
@@ -262,9 +279,7 @@ def test_gradient_attention_after_average_pooling_is_the_class_activation_map():
     kernels = weights(3, CLASSES, CLASSES)
     rng = np.random.default_rng(8)
     student, teacher = rng.normal(size=(2, BATCH, 2, 2, 3)).astype(np.float32)
-    values = losses.loss_gradient_attention(
-        *(functools.partial(average_head, kernel) for kernel in kernels), student, teacher, LABELS
-    )
+    values = attention(*(functools.partial(average_head, kernel) for kernel in kernels), student, teacher, LABELS)
     expected = []
     for s, t, label in zip(student.astype(np.float64), teacher.astype(np.float64), LABELS, strict=True):
         cams = [np.maximum(x @ kernel[:, label], 0).ravel() for x, kernel in zip((s, t), kernels, strict=True)]
@@ -276,7 +291,7 @@ def test_gradient_attention_does_not_see_scale_and_follows_the_order_of_position
     heads = weights(3, CLASSES, CLASSES)
     functions = [functools.partial(average_head, kernel) for kernel in heads]
     student, teacher = np.random.default_rng(9).normal(size=(2, BATCH, 2, 3, 3)).astype(np.float32)
-    loss = jax.jit(lambda s, t, labels: losses.loss_gradient_attention(*functions, s, t, labels))
+    loss = jax.jit(lambda s, t, labels: attention(*functions, s, t, labels))
     values = loss(student, teacher, LABELS)
     for scale in (np.float32(1e15), np.float32(1e-25)):
         np.testing.assert_allclose(loss(scale * student, teacher, LABELS), values, rtol=1e-5)
@@ -300,40 +315,68 @@ def test_gradient_attention_of_maps_of_zeros_is_finite(maps):
     nothing = jitted_attention(*maps, np.full(BATCH, -1, np.int32))
     for x in jax.tree.leaves(nothing):
         np.testing.assert_array_equal(x, np.zeros(x.shape))
+    gradients = [class_gradients(functools.partial(network, p), x) for p, x in zip(maps[:2], (student, teacher), strict=True)]
+    gradients = [x.at[0].set(np.nan) for x in gradients]
     student[0] = np.nan
     labels = np.full(BATCH, -1, np.int32)
-    for x in jax.tree.leaves(jitted_attention(maps[0], maps[1], student, teacher, labels)):
+    loss = jax.jit(lambda labels, *arrays: jax.vjp(lambda *x: losses.loss_gradient_attention(*x, labels), *arrays))
+    values, pullback = loss(labels, student, teacher, *gradients)
+    for x in (values, *pullback(jnp.ones(BATCH))):
         np.testing.assert_array_equal(x, np.zeros(x.shape))
     labels[1] = 99
-    values, *_ = jitted_attention(maps[0], maps[1], student, teacher, labels)
+    values, _ = loss(labels, student, teacher, *gradients)
     np.testing.assert_array_equal(np.isnan(values), np.arange(BATCH) == 1)
     head = functools.partial(average_head, np.ones((1, 1), np.float32))
     ones, label = jnp.ones((1, 2, 2, 1)), jnp.zeros(1, jnp.int32)
-    value, gradient = jax.value_and_grad(lambda x: losses.loss_gradient_attention(head, head, x, ones, label)[0])(-ones)
+    value, gradient = jax.value_and_grad(lambda x: attention(head, head, x, ones, label)[0])(-ones)
     np.testing.assert_allclose(value, 2.0, rtol=1e-6)
     np.testing.assert_array_equal(gradient, np.zeros((1, 2, 2, 1)))
 
 
 def test_gradient_attention_computes_in_float32(maps):
     student, teacher, *features = maps
-    functions = functools.partial(network, student), functools.partial(network, teacher)
-    half = [x.astype(jnp.bfloat16) for x in features]
-    loss = jax.jit(lambda s, t: losses.loss_gradient_attention(*functions, s, t, LABELS))
-    values = loss(*half)
+    gradients = [class_gradients(functools.partial(network, p), x) for p, x in zip((student, teacher), features, strict=True)]
+    half = [x.astype(jnp.bfloat16) for x in (*features, *gradients)]
+    values = losses.loss_gradient_attention(*half, LABELS)
     assert values.dtype == jnp.float32
-    np.testing.assert_allclose(values, loss(*(x.astype(np.float32) for x in half)), rtol=1e-6)
+    expected = losses.loss_gradient_attention(*(x.astype(np.float32) for x in half), LABELS)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_gradients_of_one_class_need_no_labels(maps):
+    student, teacher, *features = maps
+    sides = zip((student, teacher), features, strict=True)
+    gradients = [class_gradients(functools.partial(network, params), x) for params, x in sides]
+    of_labels = [x[np.arange(BATCH), LABELS] for x in gradients]
+    got = losses.loss_gradient_attention(*features, *of_labels)
+    np.testing.assert_allclose(got, losses.loss_gradient_attention(*features, *gradients, LABELS), rtol=1e-6)
 
 
 def test_what_does_not_fit_gradient_attention_is_refused():
-    head = functools.partial(average_head, jnp.ones((3, 2)))
-    features, labels = jnp.ones((3, 2, 2, 3)), jnp.zeros(3, jnp.int32)
+    features, gradients, labels = jnp.ones((3, 2, 2, 3)), jnp.ones((3, 2, 3)), jnp.zeros(3, jnp.int32)
     for arguments, part in [
-        ((head, head, features[:2], features, labels), r'got \(2, 2, 2, 3\) and \(3, 2, 2, 3\)'),
-        ((head, head, features[0], features[0], labels), r'got \(2, 2, 3\) and \(2, 2, 3\)'),
-        ((head, head, features, features, labels[:2]), r'labels \(2,\)'),
-        ((head, head, features, features, jnp.zeros(3)), 'labels must be integer'),
-        ((head, head, features, features, labels + 2), r'labels must be below the number of classes, 2, got 2'),
-        ((lambda x: x, head, features, features, labels), r'student must return .*, got \(3, 2, 2, 3\)'),
+        ((features[:2], features, gradients, gradients, labels), r'got \(2, 2, 2, 3\) and \(3, 2, 2, 3\)'),
+        ((features[0], features[0], gradients, gradients, labels), r'got \(2, 2, 3\) and \(2, 2, 3\)'),
+        ((features, features, gradients, gradients, labels[:2]), r'labels \(2,\)'),
+        ((features, features, gradients, gradients, jnp.zeros(3)), 'labels must be integer'),
+        ((features, features, gradients, gradients, labels + 2), r'labels must be below the number of classes, 2, got 2'),
+        ((features, features, gradients, gradients), r'student_gradients \(3, 2, 3\) must be \[batch, channels\]'),
+        ((features, features, gradients, gradients[:, 0], labels), r'teacher_gradients \(3, 3\) must be'),
+        ((features, features, gradients, gradients[..., :2], labels), r'teacher_gradients \(3, 2, 2\) must be'),
     ]:
         with pytest.raises(ValueError, match=f'^loss_gradient_attention: [^\n]*{part}[^\n]*$'):
             losses.loss_gradient_attention(*arguments)
+
+
+def test_gradient_attention_in_another_layout_and_under_a_mask_is_that_of_what_is_kept():
+    rng = np.random.default_rng(11)
+    features = rng.normal(size=(2, BATCH, 2, 4, 3)).astype(np.float32)
+    gradients = rng.normal(size=(2, BATCH, 3)).astype(np.float32)
+    expected = losses.loss_gradient_attention(*features[:, :, :, :3], *gradients)
+    spoilt = features.copy()
+    spoilt[:, :, :, 3] = np.nan
+    where = np.arange(4)[None, None, :, None] < 3
+    np.testing.assert_allclose(losses.loss_gradient_attention(*spoilt, *gradients, where=where), expected, rtol=1e-5)
+    moved = np.moveaxis(spoilt, -1, 2)
+    where = np.moveaxis(where, -1, 1)
+    np.testing.assert_allclose(losses.loss_gradient_attention(*moved, *gradients, axis=1, where=where), expected, rtol=1e-5)

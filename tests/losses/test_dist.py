@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from helpers.logit_checks import CLASSES, EXTREME_ROWS, random_logits, softmax_oracle, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logit_checks import CLASSES, EXTREME_ROWS, random_logits, softmax_oracle, with_gradients
 
 from kdjax import losses
 

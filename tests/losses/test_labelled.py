@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.logit_checks import EXTREME_ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from logit_checks import EXTREME_ROWS
 
 from kdjax import losses
 
@@ -302,3 +302,23 @@ def test_a_class_that_both_rule_out_is_as_good_as_sliced_away(name):
 def test_one_example_gives_a_scalar(name):
     logits = jax.ShapeDtypeStruct((CLASSES,), jnp.float32)
     assert jax.eval_shape(getattr(losses, name), logits, logits, jax.ShapeDtypeStruct((), jnp.int32)).shape == ()
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
+@pytest.mark.parametrize('name', ['soft_targets', 'decoupled_kd'])
+def test_where_equals_slicing_where_all_kept_classes_are_ruled_out(name, temperature):
+    student, teacher = np.array([[-np.inf, -np.inf, 3, 1]], np.float32), np.array([[1, 2, 3, 1]], np.float32)
+    where = np.array([True, True, False, False])
+    labels = [np.array([0])] if name == 'decoupled_kd' else []
+    loss = jax.jit(functools.partial(getattr(losses, name), temperature=temperature))
+    np.testing.assert_allclose(
+        loss(student, teacher, *labels, where=where), loss(student[:, :2], teacher[:, :2], *labels), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 2.0])
+def test_a_row_of_minus_infinity_is_uniform_among_the_other_classes(temperature):
+    student, teacher = np.full((1, 3), -np.inf, np.float32), np.array([[1, 2, 3]], np.float32)
+    value = losses.decoupled_kd(student, teacher, np.array([0]), alpha=0.0, beta=1.0, temperature=temperature)
+    expected = losses.soft_targets(np.zeros((1, 2), np.float32), teacher[:, 1:], temperature=temperature)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)

@@ -6,10 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.logit_checks import (
+    CLASSES,
+    EXTREME_ROWS,
+    ROWS,
+    random_logits,
+    row_gradient,
+    same_rows,
+    softmax_oracle,
+    with_gradients,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from logit_checks import CLASSES, EXTREME_ROWS, ROWS, random_logits, row_gradient, same_rows, softmax_oracle, with_gradients
 
 from kdjax import losses
 

@@ -67,7 +67,7 @@ LOSSES = (
         domain_confusion=lambda s, t, y, w: losses.domain_confusion(s),
         domain_discrimination=lambda s, t, y, w: losses.domain_discrimination(s, y),
         gradient_reversal=lambda s, t, y, w: losses.gradient_reversal(s, 0.5),
-        jacobian=lambda s, t, y, w: losses.jacobian(jnp.square, jnp.sin, s, np.eye(5, dtype=np.float32)),
+        jacobian=lambda s, t, y, w: losses.jacobian(s[:, None], jnp.sin(t)[:, None]),
     )
     | table(
         *(BATCH, 4, 6, 4),
@@ -90,7 +90,7 @@ LOSSES = (
         attention_maps=lambda s, t, y, w: losses.attention_maps(s[..., :4, :], t[..., :4, :]),
         value_relations=lambda s, t, y, w: losses.value_relations(s, t),
         loss_gradient_attention=lambda s, t, y, w: losses.loss_gradient_attention(
-            lambda x: jnp.square(x).sum((1, 2)), lambda x: x.sum((1, 2)), s, t, y % 4
+            s, t, jnp.tile(s[:, :1, 0], (1, 3, 1)), t[:, 0, :3], y % 3
         ),
     )
     | table(

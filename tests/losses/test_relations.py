@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
-from kdjax.losses import relations
+from kdjax.losses import _embeddings
 
 BATCH = 4
 EXAMPLES = settings(max_examples=10, deadline=None, derandomize=True, database=None)
@@ -271,6 +271,16 @@ def test_huge_and_tiny_features_are_worth_ordinary_ones(name, scale):
     np.testing.assert_allclose(scaled_gradient * np.float32(scale), gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('ratio', [1e-12, 1e-13, 1e-16, 1e-19, 1e-25])
+def test_one_example_may_be_much_smaller_than_the_rest(ratio):
+    """The scale of an example does not matter to the value, and leaves the gradients finite."""
+    student = np.array([[1, 2], [ratio, -ratio], [-1, 1.5]], np.float32)
+    teacher = np.array([[1, 0.3], [0.2, 0.5], [0.5, 0.6]], np.float32)
+    value, gradients = value_and_gradients('similarity_preserving', student, teacher)
+    np.testing.assert_allclose(value, 0.4444534, rtol=1e-4)
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+
 def test_a_zero_example_has_a_row_of_zeros_and_no_gradient():
     """It differs from a row of the teacher's, of norm 1, by 1."""
     student, teacher = np.eye(BATCH, 3, dtype=np.float32), np.eye(BATCH, dtype=np.float32)
@@ -312,7 +322,7 @@ def test_the_number_of_anchors_at_a_time_does_not_matter(name, anchors, monkeypa
     student, teacher = batch(13, 3, 2), batch(13, 5, 3)
     loss = jax.value_and_grad(getattr(losses, name), argnums=(0, 1))
     at_once = jax.jit(loss)(student, teacher)
-    monkeypatch.setattr(relations, '_CHUNK', anchors * 13 * 13)
+    monkeypatch.setattr(_embeddings, '_CHUNK', anchors * 13 * 13)
     for x, y in zip(*map(jax.tree.leaves, (jax.jit(lambda s, t: loss(s, t))(student, teacher), at_once)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.logit_checks import CLASSES, ROWS, random_logits, row_gradient, same_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logit_checks import CLASSES, ROWS, random_logits, row_gradient, same_rows
 
 from kdjax import losses
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from feature_checks import activations, check_against_oracle, pool_to_smaller, value_and_gradients
+from helpers.feature_checks import activations, check_against_oracle, pool_to_smaller, value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdjax import losses
-from kdjax.losses import statistics
+from kdjax.losses import _singular_vectors
 
 BATCH = 2
 EXAMPLES = settings(max_examples=8, deadline=None, derandomize=True, database=None)
@@ -211,7 +211,7 @@ def test_eigenvectors_turn_as_fast_as_the_gap_allows_but_not_faster(gap):
     """The damped rule gap / (gap² + 1e-8): 0 for equal eigenvalues, at most 5000, and 1 / gap for large gaps."""
     symmetric = jnp.diag(jnp.array([0.25, 0.25 + gap], jnp.float32))[None]
     crossed = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])
-    (values, vectors), (rates, turns) = jax.jvp(statistics._eigenvectors, (symmetric,), (crossed,))
+    (values, vectors), (rates, turns) = jax.jvp(_singular_vectors._eigenvectors, (symmetric,), (crossed,))
     gap = float(values[0, 1] - values[0, 0])
     np.testing.assert_allclose(np.abs(turns[0]), gap / (gap**2 + 1e-8) * np.abs(vectors[0, ::-1]), rtol=1e-4)
     assert np.all(np.abs(turns) <= 5001)

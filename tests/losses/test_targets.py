@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.logit_checks import EXTREME_ROWS, assert_slope, doubles, random, row_gradient, with_gradients
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from logit_checks import EXTREME_ROWS, assert_slope, doubles, random, row_gradient, with_gradients
 
 from kdjax import losses
 

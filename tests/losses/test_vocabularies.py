@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.logit_checks import EXTREME_ROWS, assert_slope, doubles, kl, log_softmax, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from logit_checks import EXTREME_ROWS, assert_slope, doubles, kl, log_softmax, random
 
 from kdjax import losses
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_checks import filled
+from helpers.model_checks import filled
 
 from kdjax import models, networks
 from kdjax.models._layers import max_pool

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_checks import CIFAR, abstract_variables, filled, number_of_parameters, shapes_of
+from helpers.model_checks import CIFAR, abstract_variables, filled, number_of_parameters, shapes_of
 
 from kdjax import models, networks, paths
 from kdjax.models._shufflenet import shuffle_channels

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.core import FrozenDict
-from model_checks import abstract_variables, filled, shapes_of
+from helpers.model_checks import abstract_variables, filled, shapes_of
 
 from kdjax import models, networks, paths
 

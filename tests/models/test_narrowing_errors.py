@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from model_checks import abstract_variables
+from helpers.model_checks import abstract_variables
 
 from kdjax import models, paths
 

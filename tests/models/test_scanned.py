@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from model_checks import filled
-from scanned import ScannedMLP
+from helpers.model_checks import filled
+from helpers.scanned import ScannedMLP
 
 
 def test_scanned_network_is_the_loop_over_its_layers() -> None:

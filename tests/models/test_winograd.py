@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_checks import filled
+from helpers.model_checks import filled
 
 from kdjax import models, networks
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from framework_checks import assert_bitwise_equal
+from helpers.framework_checks import assert_bitwise_equal
 
 from kdjax import networks
 from kdjax.networks import Network
@@ -338,5 +338,5 @@ def test_mutable_collections_change_in_evaluation_too(key: jax.Array) -> None:
         states = [network.apply(variables, x, train=train)[1] for train in (False, True)]
         assert [int(state['cache']['calls']) for state in states] == wanted
         assert_bitwise_equal(variables['cache']['calls'], jnp.int32(0))
-    with pytest.raises(ValueError, match=r"^from_linen: mutable are collections of the state, 'cache' say, not 'params'$"):
+    with pytest.raises(ValueError, match=r"^from_linen: mutable are collections of the state, such as 'cache', not 'params'$"):
         networks.from_linen(Counter(), mutable='params')

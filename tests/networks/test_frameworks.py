@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from framework_checks import (
+from helpers.framework_checks import (
     CHANNELS,
     CLASSES,
     SHAPE,

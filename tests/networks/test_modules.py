@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from framework_checks import (
+from helpers.framework_checks import (
     NnxBlock,
     NnxNet,
     assert_bitwise_equal,

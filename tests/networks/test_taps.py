@@ -280,3 +280,74 @@ def test_class_gradients_of_what_is_no_submodule_called_once_are_an_error(module
     inputs = INPUTS if isinstance(module, Twice) else IMAGES
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: network.apply(network.init(jax.random.key(0), inputs), inputs))
+
+
+class NnxImages(nnx.Module):
+    """Convolutions in a list, one after the other, and a head that is not linear and draws noise."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([nnx.Conv(3, 4, (2, 2), rngs=rngs), nnx.Conv(4, 4, (2, 2), rngs=rngs)])
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(4, CLASSES, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        assert self.layers[1].out_features == 4
+        for layer in self.layers:
+            x = layer(x)
+        self.sow(nnx.Intermediate, 'sown', x)
+        return self.head(x)
+
+    def head(self, x: jax.Array) -> jax.Array:
+        return self.out(self.drop(jnp.tanh(self.norm(x)).mean((1, 2))))
+
+
+def test_class_gradients_of_an_nnx_module_are_those_of_its_head(key: jax.Array) -> None:
+    """The derivative by what a layer in a list returned, and nothing else is changed by asking for it."""
+    plain, network = (networks.from_nnx(NnxImages, features='layers/1', class_gradients=paths) for paths in ((), ('layers/1',)))
+    inputs = jax.random.normal(key, (2, 4, 5, 3))
+    variables = network.init(key, inputs)
+    outputs, state = jax.jit(network.apply)(variables, inputs)
+    expected, unchanged = jax.jit(plain.apply)(variables, inputs)
+    jax.tree.map(np.testing.assert_array_equal, (outputs.logits, state), (expected.logits, unchanged))
+
+    def logits(activation: jax.Array) -> jax.Array:
+        scale = variables['params']['norm']['scale'] / jnp.sqrt(1.0 + 1e-5)
+        hidden = jnp.tanh(activation * scale[None, None]).mean((0, 1))
+        return hidden @ variables['params']['out']['kernel']
+
+    wanted = jax.vmap(jax.jacrev(logits))(outputs.features['layers/1']).mean((2, 3))
+    np.testing.assert_allclose(outputs.features['layers/1/class_gradients'], wanted, rtol=1e-4, atol=1e-6)
+    assert set(outputs.features) == {'layers/1', 'layers/1/class_gradients'}
+
+
+def test_in_training_class_gradients_of_an_nnx_module_are_those_of_the_same_noise(key: jax.Array) -> None:
+    """What dropout drops has no part in them; statistics are renewed once."""
+    network = networks.from_nnx(NnxImages, features=('layers/1', 'drop'), class_gradients=('layers/1', 'drop'))
+    inputs = jax.random.normal(key, (2, 4, 5, 3))
+    variables = network.init(key, inputs)
+    outputs, state = jax.jit(functools.partial(network.apply, train=True))(variables, inputs, rng=key)
+    wanted = jnp.broadcast_to(variables['params']['out']['kernel'].T, (2, CLASSES, 4))
+    np.testing.assert_allclose(outputs.features['drop/class_gradients'], wanted, rtol=1e-6)
+    assert np.isfinite(outputs.features['layers/1/class_gradients']).all()
+    mean = outputs.features['layers/1'].mean((0, 1, 2))
+    np.testing.assert_allclose(state['batch_stats']['norm']['mean'], 0.01 * mean, rtol=1e-4, atol=1e-6)
+
+    def total(variables: dict) -> jax.Array:
+        outputs, _ = network.apply(variables, inputs, train=True, rng=key)
+        return jnp.sum(outputs.features['layers/1/class_gradients'] ** 2)
+
+    gradients = jax.jit(jax.grad(total, allow_int=True))(variables)['params']
+    assert np.any(gradients['layers']['0']['kernel'] != 0)
+    assert np.any(gradients['out']['kernel'] != 0)
+
+
+def test_class_gradients_of_an_nnx_module_by_what_is_no_submodule_are_an_error(key: jax.Array) -> None:
+    with pytest.raises(ValueError, match=r"^from_nnx: class_gradients of 'layre' need that path in features too$"):
+        networks.from_nnx(NnxImages, features='norm', class_gradients='layre')
+    inputs = jnp.ones((2, 4, 5, 3))
+    for path in ('sown', 'head'):
+        network = networks.from_nnx(NnxImages, features=path, class_gradients=path)
+        message = f"^from_nnx: class_gradients of '{path}' need a submodule that is called once, not 0 times$"
+        with pytest.raises(ValueError, match=message):
+            network.apply(network.init(key, inputs), inputs)

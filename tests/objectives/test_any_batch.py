@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import abstract_init, compile_quickly, random_params
+from helpers.objective_checks import abstract_init, compile_quickly, random_params
 
 from kdjax import objectives
 from kdjax.networks import Outputs
@@ -268,7 +268,7 @@ def program(layout: str) -> Callable[..., Any]:
 def computed(layout: str, arrays: dict, weights: dict | None = None) -> Any:
     """Values, and gradients of a sum of all terms, or of the one with a weight."""
     weights = dict.fromkeys(named(layout), 1.0) if weights is None else {**dict.fromkeys(named(layout), 0.0), **weights}
-    # What the networks get is nobody's business here.
+    # What the networks get does not matter here.
     arrays = {**arrays, 'batch': {**arrays['batch'], 'inputs': {'ids': np.zeros((2, 1)), 'types': np.zeros(2, np.int32)}}}
     return jax.device_get(program(layout)({k: np.float32(w) for k, w in weights.items()}, *parameters(layout), arrays))
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from objective_checks import abstract_init, arrays, batch_norm, compile_quickly, convolution, init_error, random_params
+from helpers.objective_checks import abstract_init, arrays, batch_norm, compile_quickly, convolution, init_error, random_params
 
 from kdjax import losses, objectives
 from kdjax.networks import Outputs

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from lifted_checks import BATCH, KEY, MASK, init, jitted, outputs, sharded, value_and_gradients
-from objective_checks import init_error
+from helpers.lifted_checks import BATCH, KEY, MASK, init, jitted, outputs, sharded, value_and_gradients
+from helpers.objective_checks import init_error
 
 from kdjax import objectives
 from kdjax.networks import Outputs

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from objective_checks import arrays, compile_quickly, features, init_error, random_params
+from helpers.objective_checks import arrays, compile_quickly, features, init_error, random_params
 
 from kdjax import losses, objectives
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.objective_checks import compile_quickly
 from jax.sharding import NamedSharding, PartitionSpec
-from objective_checks import compile_quickly
 
 from kdjax import losses, networks, objectives, parallel, training
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import abstract_init, arrays, compile_quickly, convolution, features, random_params
+from helpers.objective_checks import abstract_init, arrays, compile_quickly, convolution, features, random_params
 
 from kdjax import objectives
 
@@ -162,3 +162,15 @@ def test_uniform_layers_are_at_the_same_depth(student_layers, teacher_layers):
         assert (j + 1) * student_layers >= (i + 1) * teacher_layers > j * student_layers
     if teacher_layers % student_layers == 0:
         assert np.all(np.diff(chosen) == teacher_layers // student_layers)
+
+
+def test_hint_with_batch_norm_sees_only_the_examples_that_count():
+    rng = np.random.default_rng(0)
+    student = features(s=rng.normal(size=(4, 2, 2, 3)).astype(np.float32))
+    teacher = features(t=rng.normal(size=(4, 2, 2, 3)).astype(np.float32))
+    objective, mask = objectives.hint('s', 't', normalize=True), np.array([True, True, False, True])
+    params, state = objective.init(jax.random.key(0), student, teacher, {})
+    apply = jax.jit(functools.partial(objective.apply, step=0))
+    masked, *_ = apply(params, state, student, teacher, {'mask': mask})
+    sliced, *_ = apply(params, state, *jax.tree.map(lambda x: x[mask], (student, teacher)), {})
+    np.testing.assert_allclose(masked, sliced, rtol=1e-5)

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from lifted_checks import CLASSES, LABELS, outputs, value_and_gradients
-from objective_checks import init_error
+from helpers.lifted_checks import CLASSES, LABELS, outputs, value_and_gradients
+from helpers.objective_checks import init_error
 
 from kdjax import objectives
 from kdjax.networks import Outputs
@@ -77,6 +77,30 @@ def test_hard_labels_are_finite_for_logits_of_minus_infinity():
             assert np.all(np.isfinite(gradient))
 
 
+@pytest.mark.parametrize('labels, mask', [([-1, 1], None), ([0, 1], np.array([False, True]))])
+def test_the_gradient_is_finite_where_a_row_that_does_not_count_is_all_minus_infinity(labels, mask):
+    logits = np.array([[-np.inf, -np.inf], [0.0, 1.0]], np.float32)
+    batch = {} if mask is None else {'mask': mask}
+    _, _, gradient = hard_labels_value(objectives.hard_labels(), logits, np.array(labels, np.int32), batch)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_a_label_that_is_ruled_out_costs_a_finite_number_with_smoothing_or_without():
+    logits = np.array([[-np.inf, 0.0], [0.0, 1.0]], np.float32)
+    for labels, options in (([0, 1], {}), ([1, 1], {'label_smoothing': 0.1})):
+        value, _, gradient = hard_labels_value(objectives.hard_labels(**options), logits, np.array(labels, np.int32))
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(gradient))
+
+
+def test_masks_of_another_batch_or_dtype_are_refused():
+    for mask in (np.ones(1, bool), np.ones(3, bool), np.ones(2, np.int32)):
+        with pytest.raises(ValueError, match='mask'):
+            hard_labels_value(
+                objectives.hard_labels(), np.zeros((2, 3), np.float32), np.array([0, 1], np.int32), {'mask': mask}
+            )
+
+
 def dense(seed=2):
     """Logits [2, 4, 5] and labels of which some are 255."""
     rng = np.random.default_rng(seed)
@@ -125,7 +149,7 @@ LABELLED = {
 
 @pytest.mark.parametrize('name', list(LABELLED))
 def test_a_label_beyond_the_classes_is_an_error_or_nan_and_never_a_number(name):
-    """Labels from 1 to the number of classes, say. Behind a mask it may be anything."""
+    """For example, labels from 1 to the number of classes. Behind a mask it may be anything."""
     logits, labels = dense()
     labels = np.where(labels == 255, 1, labels)
     objective, state = LABELLED[name], {name: {}}

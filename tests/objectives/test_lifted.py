@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from lifted_checks import BATCH, KEY, LABELS, MASK, init, jitted, outputs, sharded, value_and_gradients
-from objective_checks import init_error
+from helpers.lifted_checks import BATCH, KEY, LABELS, MASK, init, jitted, outputs, sharded, value_and_gradients
+from helpers.objective_checks import init_error
 
 from kdjax import losses, objectives, parallel
 from kdjax.networks import Outputs

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from objective_checks import arrays, compile_quickly, init_error
+from helpers.objective_checks import arrays, compile_quickly, init_error
 
 from kdjax import losses, objectives
 from kdjax.networks import Outputs

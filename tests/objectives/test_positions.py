@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import features, init_error
+from helpers.objective_checks import features, init_error
 
 from kdjax import objectives
 from kdjax.networks import Outputs

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from objective_checks import (
+from helpers.objective_checks import (
     abstract_init,
     arrays,
     batch_norm,

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from lifted_checks import value_and_gradients
-from objective_checks import init_error
+from helpers.lifted_checks import value_and_gradients
+from helpers.objective_checks import init_error
 
 from kdjax import losses, objectives
 from kdjax.networks import Outputs

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from objective_checks import arrays, compile_quickly, features, init_error, random_params
+from helpers.objective_checks import arrays, compile_quickly, features, init_error, random_params
 
 from kdjax import objectives
 

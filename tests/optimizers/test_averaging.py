@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy_problem
+from helpers import toy_problem
 
 from kdjax import networks, objectives, optimizers, pruning, training
 from kdjax.metrics import Average

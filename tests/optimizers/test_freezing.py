@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from framework_checks import Make, assert_bitwise_equal, both, copied, inputs
+from helpers.framework_checks import Make, assert_bitwise_equal, both, copied, inputs
 
 from kdjax import objectives, optimizers, pruning, training
 from kdjax.paths import leaves_with_paths

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax.training import gaussian_prior
+from kdjax.optimizers import gaussian_prior
 
 
 def minimise(gradient, start, optimizer, steps):

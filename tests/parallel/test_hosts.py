@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 
-import hosts_worker
 import jax
 import numpy as np
 import pytest
+from helpers import hosts_worker
 
 from kdjax import parallel
 from kdjax.parallel import _hosts
@@ -52,7 +52,7 @@ def test_two_hosts_train_as_one_and_keep_one_checkpoint_and_one_log(tmp_path):
     one, two = tmp_path / 'one', tmp_path / 'two'
     one.mkdir()
     two.mkdir()
-    two_processes(ROOT / 'tests' / 'hosts_worker.py', two, timeout=180)
+    two_processes(ROOT / 'tests' / 'helpers' / 'hosts_worker.py', two, timeout=600)
     expected = hosts_worker.run(one, parallel.data_parallel(fsdp=8))
     results = [json.loads((two / f'result{number}.json').read_text()) for number in range(2)]
     assert results[0] == results[1], 'all hosts see the same numbers'
@@ -77,7 +77,7 @@ def test_an_experiment_of_two_hosts_writes_its_files_once(tmp_path):
     flags = {'dataset': 'digits', 'epochs': 1, 'seeds': 1, 'teacher': 'mlp_30', 'student': 'mlp_30'}
     flags |= {'output': tmp_path / 'run', 'teachers': tmp_path / 'teachers'}
     flags = [part for name, value in flags.items() for part in (f'--{name}', value)]
-    first, second = two_processes('-m', 'experiments.classification', *flags, timeout=240)
+    first, second = two_processes('-m', 'experiments.classification', *flags, timeout=600)
     assert 'The report is' in first
     assert 'report' not in second
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from scanned import ScannedMLP
+from helpers.scanned import ScannedMLP
 
 from kdjax import models, networks, paths, pruning
 

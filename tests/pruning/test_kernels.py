@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from token_networks import CASES
+from helpers.token_networks import CASES
 
 from kdjax import networks, paths, pruning, quantization
 from kdjax.networks import Network, Outputs

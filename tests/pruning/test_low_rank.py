@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from scanned import ScannedMLP
+from helpers.scanned import ScannedMLP
 
 from kdjax import models, networks, paths, pruning, quantization
 

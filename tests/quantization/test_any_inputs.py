@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from framework_checks import assert_bitwise_equal
-from token_networks import CASES, Case
+from helpers.framework_checks import assert_bitwise_equal
+from helpers.token_networks import CASES, Case
 
 from kdjax import networks, pruning, quantization
 from kdjax.quantization import Rule

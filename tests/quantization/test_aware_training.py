@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_checks import filled
+from helpers.model_checks import filled
 
 from kdjax import losses, models, networks, objectives, quantization, training
 from kdjax.quantization import Rule

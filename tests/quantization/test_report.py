@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_checks import filled
-from scanned import ScannedMLP
+from helpers.model_checks import filled
+from helpers.scanned import ScannedMLP
 
 from kdjax import models, networks, quantization
 from kdjax.quantization import Rule, Site

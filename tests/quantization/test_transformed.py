@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from model_checks import filled
+from helpers.model_checks import filled
 
 from kdjax import metrics, networks, objectives, parallel, quantization, training
 from kdjax.networks import Network

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.toy_problem import SILENT
 from scipy.special import log_softmax, logsumexp
-from toy_problem import SILENT
 
 from kdjax import models, networks, regimes
 

@@ -13,10 +13,10 @@ import threading
 import time
 
 import chex
-import interrupted
 import jax
 import numpy as np
 import pytest
+from helpers import interrupted
 
 from experiments import runs
 from kdjax import training
@@ -164,11 +164,12 @@ def test_a_command_that_sigterm_stopped_says_so_in_one_line_and_ends_with_143(mo
     ]
 
 
-def start(folder):
-    tests = pathlib.Path(interrupted.__file__).parent
+def start(folder, last):
+    """A process that trains, and waits for a signal from its step `last` on."""
+    tests = pathlib.Path(interrupted.__file__).parents[1]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(tests), str(tests.parent)])}
     return subprocess.Popen(
-        [sys.executable, interrupted.__file__, str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, interrupted.__file__, str(folder), str(last)], env=environment, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -177,23 +178,25 @@ def newest(folder):
     return max(map(int, names), default=0)
 
 
-def stop_after(folder, process, step, number):
-    """Waits until the checkpoint of a step is there, and a little more, and sends a signal."""
-    deadline = time.monotonic() + 120
-    while newest(folder) < step and process.poll() is None and time.monotonic() < deadline:
+def stop_after(folder, step, number):
+    """Starts the program, waits until the checkpoint of a step is there, and a little more, and sends a signal."""
+    process = start(folder, step + 40)
+    while newest(folder) < step and process.poll() is None:
         time.sleep(0.002)
     time.sleep(random.Random(step).uniform(0.0, 0.06))
     process.send_signal(number)
-    errors = process.communicate(timeout=120)[1]
+    (folder / 'signalled').touch()
+    errors = process.communicate(timeout=600)[1]
+    (folder / 'signalled').unlink()
     return process.returncode, errors
 
 
 def test_a_program_that_is_killed_and_terminated_ends_with_the_same_numbers(tmp_path):
     for step in (20, 80):
-        code, errors = stop_after(tmp_path, start(tmp_path), step, signal.SIGKILL)
+        code, errors = stop_after(tmp_path, step, signal.SIGKILL)
         assert code == -signal.SIGKILL, errors
         assert step <= newest(tmp_path) < interrupted.EPOCHS * interrupted.STEPS
-    code, errors = stop_after(tmp_path, start(tmp_path), 120, signal.SIGTERM)
+    code, errors = stop_after(tmp_path, 120, signal.SIGTERM)
     assert code == 1, errors
     assert f'Preempted: stopped by SIGTERM at step {newest(tmp_path)}, which is saved in' in errors.splitlines()[-1]
     resumed = interrupted.fit(tmp_path)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_problem import make
+from helpers.toy_problem import make
 
 from kdjax import networks, objectives, training
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toy_problem import SILENT
+from helpers.toy_problem import SILENT
 
 from kdjax import losses, models, networks, objectives, training
-from kdjax.training import _fingerprints, augmentation
+from kdjax.training import _augmentation as augmentation
+from kdjax.training import _fingerprints
 
 CLASSES = 10
 RNG = np.random.default_rng(0)
@@ -264,7 +265,7 @@ def test_a_program_has_the_same_fingerprint_in_another_process():
     images = np.zeros((2, 8, 8, 3), np.float32)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     found = _fingerprints.of_program(jax.make_jaxpr(network.apply)(variables, images))
-    assert other.communicate(timeout=300)[0].strip() == found
+    assert other.communicate(timeout=600)[0].strip() == found
 
 
 def test_predictions_of_any_positions_from_inputs_of_any_tree(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 Augment = Callable[[jax.Array, Any], Any]
-"""`augment(key, image) -> image`."""
+"""`augment(key, input) -> input`, a pure function of a key and one example, such as an image."""
 
 
 def chain(*augments: Augment) -> Augment:
@@ -18,7 +18,7 @@ def chain(*augments: Augment) -> Augment:
     (4, 4, 1)
     """
 
-    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+    def augment(key: jax.Array, image: Any) -> Any:
         for i, function in enumerate(augments):
             image = function(jax.random.fold_in(key, i), image)
         return image

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from kdjax.data.augment._composition import Augment
+from kdjax.data.augment._library import dm_pix
 
 
 def random_crop(*, padding: int) -> Augment:
@@ -32,12 +32,12 @@ def random_shift(*, pixels: int) -> Augment:
 
 def random_flip() -> Augment:
     """Mirrors left and right, one time in two."""
-    return dm_pix.random_flip_left_right
+    return dm_pix().random_flip_left_right
 
 
 def random_vertical_flip() -> Augment:
     """Mirrors up and down, one time in two."""
-    return dm_pix.random_flip_up_down
+    return dm_pix().random_flip_up_down
 
 
 def random_rotation(*, degrees: float) -> Augment:
@@ -117,10 +117,11 @@ def random_cutout(*, pixels: int) -> Augment:
 
 def _shifted(pixels: int, mode: str) -> Augment:
     _check_pixels(pixels)
+    crop = dm_pix().random_crop
 
     def augment(key: jax.Array, image: jax.Array) -> Any:
         padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode=mode)
-        return dm_pix.random_crop(key, padded, image.shape)
+        return crop(key, padded, image.shape)
 
     return augment
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 
 from kdjax.data.augment._composition import Augment
+from kdjax.data.augment._library import dm_pix
 
 
 def random_brightness(*, change: float) -> Augment:
@@ -18,7 +18,8 @@ def random_brightness(*, change: float) -> Augment:
     (True, True)
     """
     _check_change('random_brightness', change)
-    return _on_unit_range(lambda key, image: dm_pix.random_brightness(key, image, change))
+    brighten = dm_pix().random_brightness
+    return _on_unit_range(lambda key, image: brighten(key, image, change))
 
 
 def random_contrast(*, change: float) -> Augment:
@@ -29,7 +30,8 @@ def random_contrast(*, change: float) -> Augment:
     dtype('uint8')
     """
     _check_change('random_contrast', change)
-    return _on_unit_range(lambda key, image: dm_pix.random_contrast(key, image, 1 - change, 1 + change))
+    contrast = dm_pix().random_contrast
+    return _on_unit_range(lambda key, image: contrast(key, image, 1 - change, 1 + change))
 
 
 def random_saturation(*, change: float) -> Augment:
@@ -44,11 +46,12 @@ def random_saturation(*, change: float) -> Augment:
     True
     """
     _check_change('random_saturation', change)
+    resaturate = dm_pix().random_saturation
 
     def saturate(key: jax.Array, image: jax.Array) -> Any:
         if image.shape[-1] != 3:
             raise ValueError(f'random_saturation: needs images with red, green and blue, got {image.shape}')
-        return dm_pix.random_saturation(key, image, 1 - change, 1 + change)
+        return resaturate(key, image, 1 - change, 1 + change)
 
     return _on_unit_range(saturate)
 

@@ -1,0 +1,59 @@
+"""Pure functions before a network's inputs and behind its logits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from kdjax.networks._network import Network, Outputs
+
+
+def preprocess(network: Network, function: Callable[[Any], Any]) -> Network:
+    """Puts a pure function in front of a network, such as the normalisation that it was trained with.
+
+    Teacher and student then share raw inputs, such as uint8 images, though each was trained with a mean and a deviation of
+    its own.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = preprocess(from_linen(nn.Dense(3)), lambda x: x.astype(jnp.float32) / 255)
+    >>> network.init(jax.random.key(0), jnp.ones((2, 5), jnp.uint8))['params']['kernel'].dtype
+    dtype('float32')
+    """
+
+    def init(key: jax.Array, inputs: Any) -> dict[str, Any]:
+        return network.init(key, jax.eval_shape(function, inputs))
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        return network.apply(variables, function(inputs), train=train, rng=rng)
+
+    return Network(init, apply)
+
+
+def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) -> Network:
+    """Puts a pure function behind a network's logits.
+
+    `lambda logits: logits.reshape(-1, 2, 10)` makes two tasks of a network with 20 classes, `lambda logits: logits[:, 0]` is
+    the first task of a network with several, `lambda logits: logits + shift` moves its biases.
+
+    Args:
+      network: the network; its features stay as they are.
+      function: from logits to logits; a network without logits stays without.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> from kdjax.networks import from_linen
+    >>> network = postprocess(from_linen(nn.Dense(6)), lambda logits: logits.reshape(-1, 2, 3))
+    >>> network.apply(network.init(jax.random.key(0), jnp.ones((4, 5))), jnp.ones((4, 5)))[0].logits.shape
+    (4, 2, 3)
+    """
+
+    def apply(
+        variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
+    ) -> tuple[Outputs, dict[str, Any]]:
+        outputs, state = network.apply(variables, inputs, train=train, rng=rng)
+        logits = None if outputs.logits is None else function(outputs.logits)
+        return Outputs(logits, outputs.features), state
+
+    return Network(network.init, apply)

@@ -1,0 +1,69 @@
+"""Objectives on layers before their ReLU: AB, activation boundaries, and OFD, the overhaul of feature distillation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import losses
+from kdjax.batches import Batch
+from kdjax.networks import Outputs
+from kdjax.objectives._arguments import feature_pair, require_feature
+from kdjax.objectives._connectors import Regressor, apply_connector, init_connector
+from kdjax.objectives._lifting import connected
+from kdjax.objectives._objective import Objective, Weight, with_parameters
+from kdjax.objectives._positions import counted_features, feature_counts
+
+
+def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objective:
+    """OFD: `losses.overhaul` from a trained 1x1 convolution with batch norm on the student's layer.
+
+    The layers are pre-activations. The margin of each channel is what the teacher's batch norm says of its negative values,
+    `losses.overhaul_margin`. Published weight: 1e-3, and half as much for every stage before the last.
+
+    Args:
+      student: path of the student's layer, before its ReLU.
+      teacher: path of the teacher's layer, the output of a batch norm.
+      norm: path of that batch norm's parameters, if it is not `teacher`: `networks.tap_parameters` makes its `scale` and `bias`
+        features of the teacher.
+    """
+    features = feature_pair('overhaul', student, teacher)
+    norm = teacher if norm is None else norm
+
+    def model(target: Any) -> Regressor:
+        return Regressor(tuple(target.shape), normalize=True)
+
+    def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        del batch
+        source, target = features(student, teacher)
+        return init_connector(model(target), key, source)
+
+    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        source, target = counted_features(batch, *features(student, teacher))
+        scale, bias = (require_feature('overhaul', 'teacher', teacher, f'{norm}/{name}') for name in ('scale', 'bias'))
+        where = feature_counts(batch, target.shape)
+        regressed = apply_connector(model(target), params, source, mask=where)
+        return losses.overhaul(regressed, target, losses.overhaul_margin(bias, jnp.abs(scale)), where=where)
+
+    return with_parameters('overhaul', init, loss)
+
+
+def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> Objective:
+    """AB: `losses.activation_boundary` from a trained 1x1 convolution with batch norm on the student's layer.
+
+    The layers are pre-activations, such as the output of the last norm before a ReLU. The paper trains with this alone first,
+    and then with the task: `in_stages([activation_boundary(...), hard_labels()], [steps])`.
+
+    Args:
+      student: path of the student's layer.
+      teacher: path of the teacher's layer.
+      margin: as in the loss; a number or a schedule.
+    """
+    return connected(
+        'activation_boundary',
+        losses.activation_boundary,
+        student,
+        teacher,
+        lambda source, target: Regressor(target.shape, normalize=True),
+        margin=margin,
+    )
