@@ -9,6 +9,9 @@ the path of the parameter that its other operand comes from, or `products/0`, `p
 as in attention.
 """
 
+# jax 0.12 has ClosedJaxpr as another name of Jaxpr, which is not among its types.
+# pyright: reportPrivateImportUsage=false
+
 import collections
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -276,8 +279,8 @@ def bind(jaxpr: Any, equation: Any, operands: Sequence[Any]) -> list[Any]:
 
 def inner_jaxprs(equation: Any) -> list[Any]:
     """The jaxprs that an equation holds."""
-    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return [leaf for leaf in leaves if _is_jaxpr(leaf)]
+    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)
+    return [leaf for leaf in leaves if is_jaxpr(leaf)]
 
 
 def without_products(jaxpr: Any) -> Program:
@@ -296,7 +299,8 @@ def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, core.ClosedJaxpr) else (jaxpr, ())
 
 
-def _is_jaxpr(value: Any) -> bool:
+def is_jaxpr(value: Any) -> bool:
+    """Whether a value, such as an option of an equation, is a jaxpr of either kind."""
     return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
 
 

@@ -143,8 +143,9 @@ def _export(network: Network, variables: Mapping[str, Any], inputs: Any, platfor
     batch = jax.export.symbolic_args_specs(inputs, 'batch, ...')
     program = jax.jit(forward, keep_unused=True)  # or other runtimes could not tell the weights by their order
     # Else the program names the source files of this machine, and equal networks give unequal programs.
-    frames = jax.config.jax_traceback_in_locations_limit  # pyright: ignore[reportAttributeAccessIssue] JAX adds it at run time
-    jax.config.update('jax_traceback_in_locations_limit', 0)
+    setting = 'jax_traceback_in_locations_limit'
+    frames = getattr(jax.config, setting)
+    jax.config.update(setting, 0)
     try:
         exported = jax.export.export(program, platforms=platforms)(weights, batch)
     except Exception as error:
@@ -153,7 +154,7 @@ def _export(network: Network, variables: Mapping[str, Any], inputs: Any, platfor
             raise ValueError('save: the network does not take QuantizedArrays: pass dequantizing(network)') from error
         raise
     finally:
-        jax.config.update('jax_traceback_in_locations_limit', frames)
+        jax.config.update(setting, frames)
     if len(exported.out_avals) != 1:
         raise ValueError(f'save: the network must give logits, one array, got {len(exported.out_avals)}: export one that does')
     return exported

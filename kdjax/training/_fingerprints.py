@@ -12,8 +12,6 @@ from jax.extend import core
 
 from kdjax import jaxprs, paths
 
-_JAXPRS = (core.Jaxpr, core.ClosedJaxpr)
-
 
 def of_arrays(tree: Any) -> str:
     """SHA-256 of the arrays of a tree, with their paths, shapes and dtypes.
@@ -66,12 +64,12 @@ def _of_outputs(jaxpr: Any, operands: Sequence[str]) -> list[str]:
 
 def _of_options(options: Any) -> list[str]:
     """The digests of an operation's options, among which are the jaxprs of loops and branches."""
-    leaves, structure = jax.tree.flatten(options, is_leaf=lambda leaf: isinstance(leaf, _JAXPRS))
+    leaves, structure = jax.tree.flatten(options, is_leaf=jaxprs.is_jaxpr)
     return [_of_option(option) for option in (structure, *leaves)]
 
 
 def _of_option(option: Any) -> str:
-    if isinstance(option, _JAXPRS):
+    if jaxprs.is_jaxpr(option):
         return of_program(option)
     if isinstance(option, (np.ndarray, jax.Array)):
         return _of_array(option)
