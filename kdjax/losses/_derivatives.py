@@ -110,13 +110,13 @@ def loss_gradient_attention(
         for side, x in (('student', student_gradients), ('teacher', teacher_gradients))
     ]
     for side, features, gradient in zip(('student', 'teacher'), (student, teacher), gradients, strict=True):
-        classes = () if labels is None else gradient.shape[1:2]
-        if gradient.shape != (len(features), *classes, features.shape[3]):
+        per_class = () if labels is None else gradient.shape[1:2]
+        if gradient.shape != (len(features), *per_class, features.shape[3]):
             raise ValueError(
                 f'{name}: {side}_gradients {gradient.shape} must be [batch, channels], or [batch, classes, channels] with '
                 f'labels, for features {features.shape} (channels last)'
             )
-    numbers = None
+    numbers, classes = None, 0
     if labels is not None:
         classes = min(gradient.shape[1] for gradient in gradients)
         numbers = numerics.check_labels(name, labels, student.shape[:1], classes)

@@ -153,17 +153,17 @@ def from_nnx(
 class _Perturbed(nnx.Module):
     """Stands in for a submodule, in one forward pass, and does something to what it returns."""
 
-    def __init__(self, inner: nnx.Pytree, perturb: Callable[[jax.Array], jax.Array]) -> None:
-        self.inner, self.perturb = inner, perturb
+    def __init__(self, inner: nnx.Pytree, function: Callable[[jax.Array], jax.Array]) -> None:
+        self.inner, self.function = inner, function  # `perturb` is a method of modules
 
     def __call__(self, *args: Any, **named: Any) -> jax.Array:
-        return self.perturb(self.inner(*args, **named))
+        return self.function(self.inner(*args, **named))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)['inner'], name)
 
 
-def _perturb_at(instance: nnx.Pytree, path: str, perturb: Callable[[jax.Array], jax.Array]) -> nnx.Pytree:
+def _perturb_at(instance: nnx.Module, path: str, perturb: Callable[[jax.Array], jax.Array]) -> nnx.Module:
     """The module with the submodule at a path replaced; as it was where there is none, since sown names are paths too."""
     *above, last = path.split('/')
     try:
@@ -172,10 +172,13 @@ def _perturb_at(instance: nnx.Pytree, path: str, perturb: Callable[[jax.Array], 
     except (AttributeError, IndexError, KeyError):
         return instance
     if isinstance(node, nnx.Module):
-        if isinstance(parent, nnx.List | nnx.Dict):
-            parent[int(last) if isinstance(parent, nnx.List) else last] = _Perturbed(node, perturb)
+        perturbed = _Perturbed(node, perturb)
+        if isinstance(parent, nnx.List):
+            parent[int(last)] = perturbed
+        elif isinstance(parent, nnx.Dict):
+            parent[last] = perturbed
         else:
-            setattr(parent, last, _Perturbed(node, perturb))
+            setattr(parent, last, perturbed)
     return instance
 
 
