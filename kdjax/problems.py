@@ -61,7 +61,7 @@ class Step(Protocol):
 class Check(Protocol):
     """Looks at the values of data before they are trained on."""
 
-    def __call__(self, data: Batch, batch_size: int) -> None:
+    def __call__(self, data: Batch, batch_size: int, *, student_variables: Variables | None = None) -> None:
         """Raises a ValueError where the objective has no use for them."""
         ...
 
@@ -72,10 +72,10 @@ class Problem(NamedTuple):
     Attributes:
       init: `init(key, batch, *, student_variables=None) -> TrainState`; a student that starts from given variables gets a copy.
       step: `step(state, teacher_variables, batch) -> (state, metrics)`, jitted; the state is donated, the teacher never is.
-      check: `check(data, batch_size)` raises a ValueError for values in the data that the objective has no use for, such as a
-        label beyond the classes. A traced step can only make the loss NaN of them.
+      check: `check(data, batch_size, *, student_variables=None)` raises a ValueError for values in the data that the objective
+        has no use for, such as a label beyond the classes. A traced step can only make the loss NaN of them.
     """
 
     init: Init
     step: Step
-    check: Check = lambda data, batch_size: None
+    check: Check = lambda data, batch_size, *, student_variables=None: None

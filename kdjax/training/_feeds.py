@@ -31,6 +31,7 @@ class Feed(NamedTuple):
       epoch: the function that trains.
       data: what it takes.
       example: a first batch, for shapes.
+      at_hand: all of the data whose values can be looked at: those in memory, or the first batch.
       steps_per_epoch: None where the data do not say.
       settings: what a run that is resumed must have in common with this one.
       position: where the data stand, in what JSON can hold.
@@ -40,6 +41,7 @@ class Feed(NamedTuple):
     epoch: Epoch
     data: Any
     example: Batch
+    at_hand: Batch
     steps_per_epoch: int | None
     settings: dict[str, Any]
     position: Callable[[], Any]
@@ -56,10 +58,10 @@ def feed(
     views: Views | None = None,
     workers: int = 0,
 ) -> Feed:
-    """Chooses by the data: in memory, streamed, or in a loader's batches; and checks their values where they are at hand.
+    """Chooses by the data: in memory, streamed, or in a loader's batches.
 
     Raises:
-      ValueError: the data are none of these, or hold values that the objective has no use for.
+      ValueError: the data are none of these, or were recorded otherwise than they would be seen.
     """
     if isinstance(data, dict) or (isinstance(data, tuple) and not isinstance(data, JoinedSource)) or hasattr(data, 'shape'):
         check_in_memory(data)
@@ -97,13 +99,13 @@ def _of_examples(
         epoch = streaming_epoch(problem, workers=workers, **options)
     steps = steps_per_epoch(data, batch_size)
     example = _examples(data, np.arange(batch_size))
-    problem.check(data if isinstance(data, dict) else example, batch_size)
+    at_hand = data if isinstance(data, dict) else example
     settings = {'examples': count_examples(data), 'batch_size': batch_size, 'data': _digest(data)}
     if isinstance(data, dict) and not mapped:
         # Once, and not at every interval.
         data = jax.tree.map(jnp.asarray, data) if mesh is None else replicate(mesh, data)
     example = example if views is None else one_view(example, 0)
-    return Feed(epoch, data, example, steps, settings, lambda: None, lambda step, position, say: None)
+    return Feed(epoch, data, example, at_hand, steps, settings, lambda: None, lambda step, position, say: None)
 
 
 def _of_batches(
@@ -118,7 +120,6 @@ def _of_batches(
         )
     if mesh is not None:
         check_divisible(mesh, found)
-    problem.check(example, found)
 
     def seek(step: int, position: Any, say: bool) -> None:
         if batches.seek(step, position) and say and jax.process_index() == 0:
@@ -130,7 +131,7 @@ def _of_batches(
 
     settings = {'batch_size': found, 'batches': batches.length}
     epoch = loader_epoch(problem, augment=augment, mesh=mesh)
-    return Feed(epoch, batches, example, batches.length, settings, batches.state, seek)
+    return Feed(epoch, batches, example, example, batches.length, settings, batches.state, seek)
 
 
 def _examples(data: Any, indices: np.ndarray) -> Batch:

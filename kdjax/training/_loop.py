@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from kdjax.batches import count_examples
 from kdjax.metrics import Average
 from kdjax.networks import Variables
 from kdjax.parallel import shard
@@ -164,6 +165,7 @@ def fit(
     if skip_nonfinite:
         problem = cached(_skipping, problem)
     source = feed(problem, data, batch_size=batch_size, mesh=mesh, augment=augment, views=views, workers=workers)
+    problem.check(source.at_hand, count_examples(source.example), student_variables=student_variables)
     total = _number_of_steps(epochs, steps, source.steps_per_epoch)
     marks = _marks(total, every, None if epochs is None else source.steps_per_epoch)
     state = problem.init(key, source.example, student_variables=student_variables)

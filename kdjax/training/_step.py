@@ -138,11 +138,12 @@ def distillation(
         rate = _learning_rate(opt_state)
         return new, metrics if rate is None else {**metrics, 'learning_rate': mean(rate)}
 
-    def check(data: Batch, batch_size: int) -> None:
+    def check(data: Batch, batch_size: int, *, student_variables: Variables | None = None) -> None:
         check_batch(data)
         shapes = jax.eval_shape(lambda x: x, take_examples(data, slice(0, batch_size)))
-        variables = jax.eval_shape(student.init, jax.random.key(0), shapes['inputs'])
-        objective.check(*output_shapes(variables, shapes['inputs']), data)
+        if student_variables is None:
+            student_variables = jax.eval_shape(student.init, jax.random.key(0), shapes['inputs'])
+        objective.check(*output_shapes(student_variables, shapes['inputs']), data)
 
     return Problem(init, step, check)
 

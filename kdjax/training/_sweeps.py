@@ -62,7 +62,8 @@ def sweep(make: Callable[[Any], Problem], hyperparameters: Any) -> Problem:
 
         return jax.vmap(one, (0, _AXES), (_AXES, 0))(hyperparameters, state)
 
-    def check(data: Batch, batch_size: int) -> None:
-        make(jax.tree.map(lambda x: x[0], hyperparameters)).check(data, batch_size)
+    def check(data: Batch, batch_size: int, *, student_variables: Any = None) -> None:
+        row, variables = jax.tree.map(lambda x: x[0], (hyperparameters, student_variables))
+        make(row).check(data, batch_size, student_variables=variables)
 
     return Problem(init, jax.jit(step, donate_argnums=0), check)

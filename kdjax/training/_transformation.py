@@ -42,8 +42,9 @@ def transform_batches(problem: Problem, transform: Callable[[jax.Array, Batch], 
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2**32 - 3), state.step)
         return problem.step(state, teacher_variables, transform(key, batch))
 
-    def check(data: Batch, batch_size: int) -> None:
+    def check(data: Batch, batch_size: int, *, student_variables: Variables | None = None) -> None:
         # Steps see what the transform makes of a batch, which may be other labels than those of the data.
-        problem.check(transform(jax.random.key(0), take_examples(data, slice(0, batch_size))), batch_size)
+        seen = transform(jax.random.key(0), take_examples(data, slice(0, batch_size)))
+        problem.check(seen, batch_size, student_variables=student_variables)
 
     return problem._replace(init=init, step=step, check=check)

@@ -1,5 +1,6 @@
 """Quantization-aware distillation: better than rounding a trained network, and resumed as if never stopped."""
 
+import functools
 import pathlib
 
 import jax
@@ -70,3 +71,17 @@ def test_a_resumed_run_equals_an_undisturbed_one(teacher: dict, tmp_path: pathli
         resumed, _ = PROBLEM.step(resumed, teacher, BATCH)
     jax.tree.map(np.testing.assert_array_equal, resumed._replace(key=0), state._replace(key=0))
     assert np.all(np.isfinite(jax.tree.leaves(jax.tree.map(jnp.sum, resumed.model_state))))
+
+
+def test_a_student_with_static_ranges_goes_through_fit_from_calibrated_variables(teacher: dict) -> None:
+    rule = Rule(4, 8, ranges='static')
+    calibrated = quantization.calibrate(TEACHER, rule, teacher, [BATCH['inputs']])
+    student = quantization.fake_quantize_network(TEACHER, rule)
+    problem = training.distillation(student, TEACHER, objectives.soft_targets(temperature=2.0), optax.sgd(0.1))
+    fit = functools.partial(
+        training.fit, problem, BATCH, teacher, key=jax.random.key(0), batch_size=256, epochs=1, progress=False
+    )
+    ranges = fit(student_variables=calibrated).variables['quantization']['ranges']
+    jax.tree.map(np.testing.assert_array_equal, ranges, calibrated['quantization']['ranges'])
+    with pytest.raises(ValueError, match='has no range; use the variables that `calibrate` returns'):
+        fit()
