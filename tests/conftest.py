@@ -26,12 +26,20 @@ TESTS = pathlib.Path(__file__).parent
 # What starts processes, trains whole pairs, breaks files one by one, or compiles every objective into one program.
 SLOW = (
     'experiments',
+    'losses/test_meshes.py',
+    'models/test_narrowing.py',
     'objectives/test_any_batch.py',
+    'objectives/test_connected_objectives.py',
     'objectives/test_distributed_objectives.py',
+    'optimizers/test_averaging.py',
     'parallel/test_hosts.py',
+    'parallel/test_sharding.py',
+    'quantization/test_integer.py',
+    'test_docs.py',
     'test_notebooks.py',
     'training/test_checkpoints.py',
     'training/test_data_kinds.py',
+    'training/test_fit.py',
     'training/test_interruptions.py',
     'training/test_streaming.py',
 )

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from kdjax.batches import Batch, count_examples, take_examples
+from kdjax.batches import Batch, check_batch, count_examples, take_examples
 from kdjax.parallel import check_divisible, replicate
 from kdjax.problems import Problem
 from kdjax.training import _fingerprints
@@ -99,6 +99,7 @@ def _of_examples(
         epoch = streaming_epoch(problem, workers=workers, **options)
     steps = steps_per_epoch(data, batch_size)
     example = _examples(data, np.arange(batch_size))
+    check_batch(example)
     at_hand = data if isinstance(data, dict) else example
     settings = {'examples': count_examples(data), 'batch_size': batch_size, 'data': _digest(data)}
     if isinstance(data, dict) and not mapped:

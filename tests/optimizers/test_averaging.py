@@ -50,7 +50,7 @@ def test_it_is_found_inside_a_chain_and_around_pruning():
 def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match='decay must be from 0 to below 1, got 1'):
         optimizers.average_parameters(optax.sgd(0.1), 1)
-    with pytest.raises(ValueError, match=r'keeps no averages; wrap it in training\.average_parameters'):
+    with pytest.raises(ValueError, match=r'keeps no averages; wrap it in optimizers\.average_parameters'):
         optimizers.averaged_variables(toy_problem.make().start())
     optimizer = optimizers.average_parameters(optax.sgd(0.1))
     params = {'w': jnp.ones(2)}
