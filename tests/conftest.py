@@ -34,7 +34,7 @@ SLOW = (
     'optimizers/test_averaging.py',
     'parallel/test_hosts.py',
     'parallel/test_sharding.py',
-    'quantization/test_integer.py',
+    'quantization/test_quantize_network.py',
     'test_docs.py',
     'test_notebooks.py',
     'training/test_checkpoints.py',
