@@ -141,9 +141,10 @@ def distillation(
     def check(data: Batch, batch_size: int, *, student_variables: Variables | None = None) -> None:
         check_batch(data)
         shapes = jax.eval_shape(lambda x: x, take_examples(data, slice(0, batch_size)))
-        if student_variables is None:
-            student_variables = jax.eval_shape(student.init, jax.random.key(0), shapes['inputs'])
-        objective.check(*output_shapes(student_variables, shapes['inputs']), data)
+        variables = student_variables
+        if variables is None:
+            variables = jax.eval_shape(student.init, jax.random.key(0), shapes['inputs'])
+        objective.check(*output_shapes(variables, shapes['inputs']), data)
 
     return Problem(init, step, check)
 
