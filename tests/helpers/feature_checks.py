@@ -1,14 +1,8 @@
-"""What the tests of losses on feature maps share: maps to draw, gradients, and oracles that take one example at a time."""
+"""What the tests of losses on feature maps share: maps to draw, and oracles that take one example at a time."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-
-from kdjax import losses
 
 
 def activations(*shape):
@@ -61,15 +55,3 @@ def check_against_oracle(oracle, arrays, computed, rtol=1e-5):
     for i, gradient in enumerate(gradients):
         expected = example_gradient(lambda x, i=i: by_examples(oracle, *exact[:i], x, *exact[i + 1 :]), exact[i])
         np.testing.assert_allclose(gradient, expected, rtol=rtol, atol=rtol * max(1.0, np.abs(expected).max()))
-
-
-def value_and_gradients(name, *arrays, where=None, **options):
-    """The values [batch], and the gradients of their sum with respect to the arrays, as numpy arrays."""
-    return jax.device_get(jitted(name, arrays, where, tuple(options.items())))
-
-
-@functools.partial(jax.jit, static_argnames=('name', 'options'))
-def jitted(name, arrays, where, options):
-    """`value_and_gradients` on the device."""
-    values, pullback = jax.vjp(functools.partial(getattr(losses, name), where=where, **dict(options)), *arrays)
-    return values, *pullback(jnp.ones_like(values))

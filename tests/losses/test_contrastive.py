@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gradient_checks
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
@@ -39,16 +40,6 @@ def crd(student, teacher, student_memory, teacher_memory, normalizers=None, temp
     return total
 
 
-def central_difference(function, x, step=1e-6):
-    """The gradient of a function with scalar values."""
-    gradient = np.zeros(x.shape)
-    for index in np.ndindex(x.shape):
-        moved = np.zeros(x.shape)
-        moved[index] = step
-        gradient[index] = (function(x + moved) - function(x - moved)) / (2 * step)
-    return gradient
-
-
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -59,16 +50,10 @@ def batch(seed=0):
     return *draw(2, BATCH, WIDTH, seed=seed), *memories
 
 
-@functools.partial(jax.jit, static_argnames='name')
-def jitted(name, *arrays, **options):
-    """The values and the gradients of their sum."""
-    options = {'examples': BANK, **options} if name == 'crd' else options
-    values, pullback = jax.vjp(functools.partial(getattr(losses, name), **options), *arrays)
-    return values, pullback(jnp.ones_like(values))
-
-
 def value_and_gradients(name, *arrays, **options):
-    return jax.device_get(jitted(name, *arrays, **options))
+    options = {'examples': BANK, **options} if name == 'crd' else options
+    value, *gradients = gradient_checks.value_and_gradients(name, *arrays, **options)
+    return value, gradients
 
 
 def assert_equals_oracle(oracle, arrays, values, gradients):
@@ -76,7 +61,9 @@ def assert_equals_oracle(oracle, arrays, values, gradients):
     doubles = [x.astype(np.float64) for x in arrays]
     np.testing.assert_allclose(values, oracle(*doubles), rtol=1e-5, atol=1e-6)
     for i, gradient in enumerate(gradients):
-        expected = central_difference(lambda x, i=i: np.sum(oracle(*doubles[:i], x, *doubles[i + 1 :])), doubles[i])
+        expected = gradient_checks.central_difference(
+            lambda x, i=i: np.sum(oracle(*doubles[:i], x, *doubles[i + 1 :])), doubles[i]
+        )
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 

@@ -5,7 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers.logit_checks import CLASSES, EXTREME_ROWS, random_logits, softmax_oracle, with_gradients
+from helpers.gradient_checks import value_and_gradients, with_gradients
+from helpers.logit_checks import CLASSES, EXTREME_ROWS, random_logits
+from helpers.oracles import softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def pearson(x, y):
 
 def dist_oracle(s, t, temperature=1.0, beta=1.0, gamma=1.0):
     """T² (β · mean_b(1 - r of rows) + γ · mean_c(1 - r of columns)) of probabilities."""
-    p, q = (np.stack([softmax_oracle(row, temperature) for row in z]) for z in (s, t))
+    p, q = (softmax(z, temperature) for z in (s, t))
     rows, columns = (np.mean([1 - pearson(*pair) for pair in zip(a, b, strict=True)]) for a, b in ((p, q), (p.T, q.T)))
     return temperature**2 * (beta * rows + gamma * columns)
 
@@ -38,7 +40,7 @@ def whole_gradient(function, x, step=1e-6):
 def test_dist_equals_the_oracle(seed, temperature, beta, gamma):
     student, teacher = random_logits(seed)
     options = {'temperature': temperature, 'beta': beta, 'gamma': gamma}
-    value, *gradients = jax.device_get(with_gradients('dist', student, teacher, **options))
+    value, *gradients = value_and_gradients('dist', student, teacher, **options)
     s, t = student.astype(np.float64), teacher.astype(np.float64)
     scale = max(1.0, temperature**2)
     np.testing.assert_allclose(value, dist_oracle(s, t, **options), rtol=1e-5, atol=1e-5 * scale)
@@ -59,8 +61,8 @@ def test_dist_has_the_published_defaults_and_its_epsilon():
 def test_dist_of_the_kept_examples_and_classes_is_that_of_the_slice(examples):
     student, teacher = random_logits()
     rows, columns = np.array(examples), np.array([True, True, False, True, False])
-    masked = jax.device_get(with_gradients('dist', student, teacher, rows[:, None] & columns))
-    sliced = jax.device_get(with_gradients('dist', student[rows][:, columns], teacher[rows][:, columns]))
+    masked = value_and_gradients('dist', student, teacher, where=rows[:, None] & columns)
+    sliced = value_and_gradients('dist', student[rows][:, columns], teacher[rows][:, columns])
     np.testing.assert_allclose(masked[0], sliced[0], rtol=1e-6, atol=1e-6)
     for whole, part in zip(masked[1:], sliced[1:], strict=True):
         np.testing.assert_allclose(whole[rows][:, columns], part, rtol=1e-5, atol=1e-6)
@@ -71,7 +73,7 @@ def test_dist_of_the_kept_examples_and_classes_is_that_of_the_slice(examples):
 def test_dist_is_zero_where_probabilities_are_linearly_related():
     """p_s = 0.3 p_t + 0.7 / C has the rows and the columns of p_t, moved and scaled."""
     teacher = random_logits()[1]
-    p = np.stack([softmax_oracle(row.astype(np.float64), 1.0) for row in teacher])
+    p = softmax(teacher)
     student = np.log(0.3 * p + 0.7 / CLASSES).astype(np.float32)
     for s in (student, teacher):
         value, gradient, _ = with_gradients('dist', s, teacher)

@@ -4,37 +4,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.oracles import kl, log_softmax
 
 from kdjax import losses
 
 B, C = 5, 7
 
 
-def softmax(z):
-    z = np.asarray(z, np.float64)
-    e = np.exp(z - z.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def kl(p, q):
-    return np.sum(p * (np.log(p) - np.log(q)), axis=-1)
-
-
 def jensen_shannon(s, t, beta=0.5, temperature=1.0):
-    p, q = softmax(t / temperature), softmax(s / temperature)
+    p, q = log_softmax(t, temperature), log_softmax(s, temperature)
     if beta in (0, 1):
         return kl(p, q) if beta == 0 else kl(q, p)
-    m = (1 - beta) * q + beta * p
+    m = np.log((1 - beta) * np.exp(q) + beta * np.exp(p))
     return beta * kl(p, m) + (1 - beta) * kl(q, m)
 
 
 def skewed_kl(s, t, alpha=0.1, temperature=1.0):
-    p, q = softmax(t / temperature), softmax(s / temperature)
-    return kl(p, alpha * p + (1 - alpha) * q)
+    p, q = log_softmax(t, temperature), log_softmax(s, temperature)
+    return kl(p, np.log(alpha * np.exp(p) + (1 - alpha) * np.exp(q)))
 
 
 def reverse_kl(s, t, temperature=1.0):
-    return kl(softmax(s / temperature), softmax(t / temperature))
+    return kl(log_softmax(s, temperature), log_softmax(t, temperature))
 
 
 CASES = [

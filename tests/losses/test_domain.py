@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.gradient_checks import with_gradients
+from helpers.oracles import log_softmax
 
 from kdjax import losses
 
@@ -86,7 +88,7 @@ def log_probabilities(z):
     """Of all domains; one logit is that of the second of two."""
     if z.ndim == 1:
         z = np.stack([np.zeros_like(z), z], axis=-1)
-    return z - np.log(np.sum(np.exp(z), axis=-1, keepdims=True))
+    return log_softmax(z)
 
 
 def discrimination_oracle(z, domains):
@@ -98,14 +100,9 @@ def confusion_oracle(z, domains):
     return -np.mean(log_probabilities(z), axis=-1)
 
 
-def value_and_gradient(name, logits, domains):
+def compiled(name, logits, domains):
     """The values [batch] and the gradient of their sum."""
-    arguments = (domains,) if name == 'domain_discrimination' else ()
-    values, pullback = jax.vjp(lambda z: getattr(losses, name)(z, *arguments), logits)
-    return values, *pullback(jnp.ones_like(values))
-
-
-compiled = jax.jit(value_and_gradient, static_argnames='name')
+    return with_gradients(name, logits, **({'domains': domains} if name == 'domain_discrimination' else {}))
 
 
 @LOSSES
@@ -170,7 +167,7 @@ def test_half_precision_and_vmap(name):
     assert gradient.dtype == jnp.bfloat16
     np.testing.assert_allclose(values, compiled(name, logits.astype(np.float32), domains)[0], rtol=1e-6)
     pair = np.stack([logits, -logits])
-    mapped, _ = jax.jit(jax.vmap(lambda z: value_and_gradient(name, z, domains)))(pair)
+    mapped, _ = jax.jit(jax.vmap(lambda z: compiled(name, z, domains)))(pair)
     np.testing.assert_allclose(mapped[0], values, rtol=1e-6)
 
 

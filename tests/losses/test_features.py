@@ -5,7 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers.feature_checks import activations, by_examples, check_against_oracle, pool_oracle, value_and_gradients, window
+from helpers.feature_checks import activations, by_examples, check_against_oracle, pool_oracle, window
+from helpers.gradient_checks import value_and_gradients
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gradient_checks
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
@@ -42,14 +43,10 @@ def draw(batch=BATCH, seed=0):
     )
 
 
-@jax.jit
-def jitted(arrays, where, options):
-    return jax.value_and_grad(lambda x: losses.instance_graph(*x, where=where, **options))(arrays)
-
-
 def value_and_gradients(arrays, where=None, **options):
     """The value, and gradients in the shape of the arrays."""
-    return jax.device_get(jitted(tuple(arrays), where, options))
+    value, *gradients = gradient_checks.value_and_gradients('instance_graph', *arrays, where=where, **options)
+    return value, gradients
 
 
 def map_arrays(function, arrays):

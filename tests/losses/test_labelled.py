@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.logit_checks import EXTREME_ROWS
+from helpers import gradient_checks
+from helpers.logit_checks import EXTREME_ROWS, row_gradient
+from helpers.oracles import kl, softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -22,20 +24,9 @@ MASKS = arrays(np.bool_, (ROWS, CLASSES))
 TEMPERATURES = st.floats(0.5, 8)
 
 
-def softmax(z, temperature):
-    """exp(z / T) / Σ exp(z / T), in float64."""
-    exponentials = np.exp((z - z.max(initial=-INF)) / temperature)
-    return exponentials / exponentials.sum()
-
-
 def cross_entropy(p, q):
     """-Σ p log q."""
     return -np.sum(p * np.log(q))
-
-
-def kl(p, q):
-    """Σ p (log p - log q)."""
-    return cross_entropy(p, q) - cross_entropy(p, p)
 
 
 def decoupled_kd(s, t, label, temperature, *, alpha=1.0, beta=8.0):
@@ -46,19 +37,19 @@ def decoupled_kd(s, t, label, temperature, *, alpha=1.0, beta=8.0):
         rest = np.delete(p, label)
         pairs.append(np.array([p[label], rest.sum()] if rest.size else [1.0]))
         others.append(rest / rest.sum() if rest.size else rest)
-    return temperature**2 * (alpha * kl(*pairs) + beta * kl(*others))
+    return temperature**2 * (alpha * kl(*np.log(pairs)) + beta * kl(*np.log(others)))
 
 
 def normalized_kd(s, t, label, temperature, *, gamma=1.5):
     """-p_t(y) log p_s(y) + γ T² · CE of the softmax of the others."""
-    target = -softmax(t, 1.0)[label] * np.log(softmax(s, 1.0)[label])
+    target = -softmax(t)[label] * np.log(softmax(s)[label])
     others = [softmax(np.delete(z, label), temperature) for z in (t, s)]
     return target + gamma * temperature**2 * cross_entropy(*others)
 
 
 def weight_of_soft_labels(s, t, label):
     """1 - exp(-CE_s / (CE_t + 1e-7)), which the published code does not differentiate."""
-    of_student, of_teacher = (-np.log(softmax(z, 1.0)[label]) for z in (s, t))
+    of_student, of_teacher = (-np.log(softmax(z)[label]) for z in (s, t))
     return 1 - np.exp(-of_student / (of_teacher + 1e-7))
 
 
@@ -81,24 +72,10 @@ def by_rows(oracle, s, t, labels, where, **each):
     return values
 
 
-def row_gradient(function, x, step=1e-6):
-    """Central differences of a function whose value in a row depends on that row of `x` alone."""
-    columns = np.eye(x.shape[1]) * step
-    return np.stack([(function(x + column) - function(x - column)) / (2 * step) for column in columns], axis=-1)
-
-
-@functools.partial(jax.jit, static_argnames='name')
-def jitted(name, student, teacher, labels, temperature, where, options):
-    """The values [rows], and the gradients of their sum with respect to student and teacher."""
-    loss = functools.partial(getattr(losses, name), labels=labels, temperature=temperature, where=where, **options)
-    values, pullback = jax.vjp(lambda s, t: loss(s, t), student, teacher)
-    return values, *pullback(jnp.ones_like(values))
-
-
 def value_and_gradients(name, student, teacher, labels, temperature=2.0, where=None, **options):
-    """`jitted`, as numpy arrays."""
-    options = {key: np.float32(value) for key, value in options.items()}
-    return jax.device_get(jitted(name, student, teacher, labels, np.float32(temperature), where, options))
+    """With respect to student and teacher."""
+    options = {key: np.float32(value) for key, value in {'temperature': temperature, **options}.items()}
+    return gradient_checks.value_and_gradients(name, student, teacher, labels=labels, where=where, **options)
 
 
 def values_of(name, *arguments, **options):
@@ -157,7 +134,7 @@ def test_decoupled_kd_of_equal_logits_is_exactly_zero_with_zero_gradients(logits
 def test_at_equal_logits_the_student_of_normalized_kd_still_wants_its_label(logits, labels):
     """∂/∂z_s of -p_t(y) log p_s(y) is -p_t(y) (1[c = y] - p_s(c)); the other term is at its minimum."""
     _, gradient, _ = value_and_gradients('normalized_kd', logits, logits, labels)
-    p = np.stack([softmax(z.astype(np.float64), 1.0) for z in logits])
+    p = softmax(logits)
     p_label = p[np.arange(ROWS), labels][:, None]
     np.testing.assert_allclose(gradient, -p_label * (np.eye(CLASSES)[labels] - p), rtol=1e-5, atol=2e-5)
 
@@ -166,8 +143,8 @@ def test_at_equal_logits_the_student_of_normalized_kd_still_wants_its_label(logi
 @given(LOGITS, LABELS)
 def test_at_equal_logits_weighted_soft_labels_are_worth_one_less_one_over_e_and_no_gradient(logits, labels):
     values, gradient, _ = value_and_gradients('weighted_soft_labels', logits, logits, labels)
-    p = [softmax(z.astype(np.float64), 2.0) for z in logits]
-    of_label = np.array([-np.log(softmax(z.astype(np.float64), 1.0)[y]) for z, y in zip(logits, labels, strict=True)])
+    p = softmax(logits, 2.0)
+    of_label = np.array([-np.log(softmax(z)[y]) for z, y in zip(logits, labels, strict=True)])
     entropy = np.array([cross_entropy(row, row) for row in p])
     certain = of_label < 1e-3  # where the 1e-7 of the weight counts
     np.testing.assert_allclose(values[~certain], (4 * (1 - np.exp(-1)) * entropy)[~certain], rtol=1e-3)
@@ -177,7 +154,7 @@ def test_at_equal_logits_weighted_soft_labels_are_worth_one_less_one_over_e_and_
 def test_weighted_soft_labels_weigh_little_where_the_student_beats_its_teacher():
     teacher = np.zeros((1, CLASSES), np.float32)
     confident, wrong = np.eye(CLASSES, dtype=np.float32)[[0]] * 12, np.eye(CLASSES, dtype=np.float32)[[1]] * 12
-    soft = [-4 * np.log(softmax(z[0].astype(np.float64), 2.0)).mean() for z in (confident, wrong)]
+    soft = [-4 * np.log(softmax(z[0], 2.0)).mean() for z in (confident, wrong)]
     values = [values_of('weighted_soft_labels', z, teacher, np.array([0]))[0] for z in (confident, wrong)]
     assert values[0] < 1e-4 * soft[0]
     assert values[1] > 0.99 * soft[1]
@@ -209,7 +186,7 @@ def test_soft_targets_is_target_class_plus_non_target_class_divergence(student, 
     """KD = TCKD + (1 - p_t(y))·NCKD."""
     target = values_of('decoupled_kd', student, teacher, labels, temperature, alpha=1.0, beta=0.0)
     others = values_of('decoupled_kd', student, teacher, labels, temperature, alpha=0.0, beta=1.0)
-    rest = [1 - softmax(t.astype(np.float64), temperature)[y] for t, y in zip(teacher, labels, strict=True)]
+    rest = [1 - softmax(t, temperature)[y] for t, y in zip(teacher, labels, strict=True)]
     whole = jax.jit(losses.soft_targets)(student, teacher, temperature=temperature)
     np.testing.assert_allclose(whole, target + np.array(rest) * others, rtol=1e-5, atol=1e-5)
 
@@ -232,9 +209,7 @@ def test_confident_networks_keep_the_non_target_part(student, teacher, labels):
     part = jax.jit(losses.soft_targets)(*(x[others].reshape(ROWS, CLASSES - 1) for x in (student, teacher)))
     values = values_of('decoupled_kd', *confident, labels, 4.0, alpha=1.0, beta=1.0)
     np.testing.assert_allclose(values, part, rtol=1e-5, atol=1e-5)
-    entropies = [
-        cross_entropy(*[softmax(t[keep].astype(np.float64), 4.0)] * 2) for t, keep in zip(teacher, others, strict=True)
-    ]
+    entropies = [cross_entropy(*[softmax(t[keep], 4.0)] * 2) for t, keep in zip(teacher, others, strict=True)]
     values = values_of('normalized_kd', *confident, labels, 4.0, gamma=1.0)
     np.testing.assert_allclose(values, part + 16 * np.array(entropies), rtol=1e-5, atol=2e-5)
 

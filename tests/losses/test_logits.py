@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gradient_checks
 from helpers.logit_checks import (
     CLASSES,
     EXTREME_ROWS,
@@ -13,9 +14,8 @@ from helpers.logit_checks import (
     random_logits,
     row_gradient,
     same_rows,
-    softmax_oracle,
-    with_gradients,
 )
+from helpers.oracles import kl, log_softmax, softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -29,14 +29,9 @@ MASKS = arrays(np.bool_, (ROWS, CLASSES))
 TEMPERATURES = st.floats(0.5, 8)
 
 
-def kl_oracle(p, q):
-    """Σ p (log p - log q), where 0 log 0 = 0."""
-    return np.sum(p[p > 0] * (np.log(p[p > 0]) - np.log(q[p > 0])))
-
-
 def soft_targets_oracle(s, t, temperature):
     """T² · Σ p_t (log p_t - log p_s)."""
-    return temperature**2 * kl_oracle(softmax_oracle(t, temperature), softmax_oracle(s, temperature))
+    return temperature**2 * kl(log_softmax(t, temperature), log_softmax(s, temperature))
 
 
 def logit_mse_oracle(s, t, temperature):
@@ -63,14 +58,8 @@ def apply_loss(name, student, teacher, temperature=4.0, **options):
 
 def value_and_gradients(name, student, teacher, temperature, where=None):
     """The values [rows], and the gradients of their sum with respect to student and teacher, as numpy arrays."""
-    return jax.device_get(jitted(name, student, teacher, np.float32(temperature), where))
-
-
-@functools.partial(jax.jit, static_argnames='name')
-def jitted(name, student, teacher, temperature, where):
-    """`value_and_gradients` on the device."""
-    values, pullback = jax.vjp(lambda s, t: apply_loss(name, s, t, temperature, where=where), student, teacher)
-    return values, *pullback(jnp.ones_like(values))
+    options = {} if name == 'logit_mse' else {'temperature': np.float32(temperature)}
+    return gradient_checks.value_and_gradients(name, student, teacher, where=where, **options)
 
 
 ORACLES = {'soft_targets': soft_targets_oracle, 'logit_mse': logit_mse_oracle}
@@ -212,10 +201,10 @@ def test_a_class_that_both_rule_out_is_as_good_as_sliced_away(name):
 
 def test_a_class_that_the_teacher_rules_out_has_a_target_of_zero():
     student, teacher = same_rows(1, 2, 0.5, -1, 0), same_rows(0, 1, -INF, 3, -INF)
-    p, q = (softmax_oracle(x[0].astype(np.float64), 2.0) for x in (teacher, student))
+    p, q = (log_softmax(x[0], 2.0) for x in (teacher, student))
     values, student_gradient, _ = value_and_gradients('soft_targets', student, teacher, 2.0)
-    np.testing.assert_allclose(values, np.full(ROWS, 4 * kl_oracle(p, q)), rtol=1e-5)
-    np.testing.assert_allclose(student_gradient, same_rows(*(2 * (q - p))), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values, np.full(ROWS, 4 * kl(p, q)), rtol=1e-5)
+    np.testing.assert_allclose(student_gradient, same_rows(*(2 * (np.exp(q) - np.exp(p)))), rtol=1e-5, atol=1e-6)
 
 
 def test_a_class_that_the_student_alone_rules_out_costs_a_lot_but_not_infinity():
@@ -243,9 +232,9 @@ def test_logit_mse_leaves_out_what_is_ruled_out_under_masks_too():
 
 def test_a_row_of_minus_infinity_is_uniform():
     student, teacher = np.full((ROWS, CLASSES), -INF, np.float32), same_rows(1, 2, 3, 4, 5)
-    p = softmax_oracle(teacher[0].astype(np.float64), 4.0)
+    p = log_softmax(teacher[0], 4.0)
     values, student_gradient, _ = value_and_gradients('soft_targets', student, teacher, 4.0)
-    np.testing.assert_allclose(values, np.full(ROWS, 16 * kl_oracle(p, np.full(CLASSES, 0.2))), rtol=1e-5)
+    np.testing.assert_allclose(values, np.full(ROWS, 16 * kl(p, np.full(CLASSES, -np.log(CLASSES)))), rtol=1e-5)
     np.testing.assert_array_equal(student_gradient, np.zeros((ROWS, CLASSES)))
 
 
@@ -276,12 +265,12 @@ def test_one_example_gives_a_scalar(name):
 def test_hard_targets_are_the_cross_entropy_with_the_choice_of_the_teacher(student, teacher, where):
     """∂/∂z_s = p_s - 1[chosen], and nothing for the teacher; the first of equal logits is chosen."""
     teacher = np.round(teacher)  # so that there are equal ones
-    values, gradient, of_teacher = jax.device_get(with_gradients('hard_targets', student, teacher, where))
+    values, gradient, of_teacher = jax.device_get(gradient_checks.with_gradients('hard_targets', student, teacher, where=where))
     expected, slopes = np.zeros(ROWS), np.zeros((ROWS, CLASSES))
     for i, keep in enumerate(where):
         if keep.any():
             chosen = max(np.flatnonzero(keep), key=lambda c, i=i: (teacher[i, c], -c))
-            slopes[i, keep] = softmax_oracle(student[i][keep].astype(np.float64), 1.0)
+            slopes[i, keep] = softmax(student[i][keep])
             expected[i] = -np.log(slopes[i, chosen])
             slopes[i, chosen] -= 1
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
@@ -292,13 +281,13 @@ def test_hard_targets_are_the_cross_entropy_with_the_choice_of_the_teacher(stude
 def test_hard_targets_are_the_limit_of_soft_ones_of_a_cold_teacher():
     """Soft targets at temperature 1 plus the entropy of the teacher, which vanishes as its logits grow."""
     student, teacher = random_logits()
-    soft = with_gradients('soft_targets', student, 1e3 * teacher, temperature=1.0)
-    for x, y in zip(with_gradients('hard_targets', student, teacher)[:2], soft[:2], strict=True):
+    soft = gradient_checks.with_gradients('soft_targets', student, 1e3 * teacher, temperature=1.0)
+    for x, y in zip(gradient_checks.with_gradients('hard_targets', student, teacher)[:2], soft[:2], strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
 def test_a_choice_among_classes_that_are_all_ruled_out_is_the_first_that_is_kept():
     student, teacher = same_rows(1, 2, 3, 4, 5), same_rows(9, -INF, -INF, -INF, 9)
     where = np.array([False, False, True, True, False])
-    values = with_gradients('hard_targets', student, teacher, where)[0]
+    values = gradient_checks.with_gradients('hard_targets', student, teacher, where=where)[0]
     np.testing.assert_allclose(values, np.full(ROWS, np.log(1 + np.e)), rtol=1e-6)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.feature_checks import activations, check_against_oracle, pool_to_smaller, value_and_gradients
+from helpers.feature_checks import activations, check_against_oracle, pool_to_smaller
+from helpers.gradient_checks import value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gradient_checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -98,33 +99,20 @@ every_loss = pytest.mark.parametrize('name', list(ORACLES))
 distances = pytest.mark.parametrize('name', ['rkd_distance', 'rkd_angle'])
 
 
-def central_difference(function, x, step=1e-6):
-    """The gradient of a function with scalar values."""
-    gradient = np.zeros(x.shape)
-    for index in np.ndindex(x.shape):
-        moved = np.zeros(x.shape)
-        moved[index] = step
-        gradient[index] = (function(x + moved) - function(x - moved)) / (2 * step)
-    return gradient
-
-
-@functools.partial(jax.jit, static_argnames=('name', 'variant', 'order'))
-def jitted(name, student, teacher, where, **options):
-    """`value_and_gradients` on the device."""
-    loss = functools.partial(getattr(losses, name), where=where, **options)
-    return jax.value_and_grad(loss, argnums=(0, 1))(student, teacher)
-
-
 def value_and_gradients(name, student, teacher, where=None, **options):
     """The value, and its gradients with respect to student and teacher, as numpy arrays."""
-    return jax.device_get(jitted(name, student, teacher, where, **options))
+    value, *gradients = gradient_checks.value_and_gradients(name, student, teacher, where=where, **options)
+    return value, gradients
 
 
 def assert_equals_oracle(oracle, student, teacher, value, gradients):
     """To 1e-5: values, and gradients by finite differences of the oracle."""
     s, t = student.astype(np.float64), teacher.astype(np.float64)
     np.testing.assert_allclose(value, oracle(s, t), rtol=1e-5, atol=1e-6)
-    expected = central_difference(lambda x: oracle(x, t), s), central_difference(lambda x: oracle(s, x), t)
+    expected = (
+        gradient_checks.central_difference(lambda x: oracle(x, t), s),
+        gradient_checks.central_difference(lambda x: oracle(s, x), t),
+    )
     for gradient, reference in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(reference).max()))
 
@@ -252,8 +240,8 @@ def test_values_and_gradients_are_finite_for_every_pair_of_extreme_batches(name)
     """Zero examples, zero batches, examples far smaller than others, equal, opposite and orthogonal, at 1e15, 1 and 1e-25."""
     batches = extreme_batches()
     student, teacher = (np.stack(x) for x in zip(*[(s, t) for s in batches for t in batches], strict=True))
-    loss = jax.jit(jax.vmap(functools.partial(jitted, name, where=None)))
-    values, gradients = jax.device_get(loss(student, teacher))
+    loss = jax.jit(jax.vmap(functools.partial(gradient_checks.with_gradients, name)))
+    values, *gradients = jax.device_get(loss(student, teacher))
     assert np.all(np.isfinite(values))
     assert np.all(values >= -1e-6)
     for gradient in gradients:

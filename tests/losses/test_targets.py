@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.logit_checks import EXTREME_ROWS, assert_slope, doubles, random, row_gradient, with_gradients
+from helpers.gradient_checks import with_gradients
+from helpers.logit_checks import EXTREME_ROWS, assert_slope, doubles, random, row_gradient
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import losses
@@ -103,7 +104,7 @@ def test_binary_labels_beyond_0_and_1_are_refused_or_nan(label):
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
 def test_binary_soft_targets_equals_the_oracle(temperature):
     student, teacher = 3 * random(*SHAPE), 3 * random(*SHAPE, seed=1)
-    values, *gradients = with_gradients('binary_soft_targets', student, teacher, WHERE, temperature=temperature)
+    values, *gradients = with_gradients('binary_soft_targets', student, teacher, where=WHERE, temperature=temperature)
     exact = doubles(student, teacher)
     np.testing.assert_allclose(values, soft_oracle(*exact, temperature, WHERE), rtol=1e-5, atol=1e-6)
     assert_slope(lambda s: soft_oracle(s, exact[1], temperature, WHERE), exact[0], gradients[0])

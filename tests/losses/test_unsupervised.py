@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gradient_checks
+from helpers.oracles import softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -38,40 +40,25 @@ def inner_product_oracle(s, t, where):
 
 
 CASES = {
-    'reconstruction': (losses.reconstruction, reconstruction_oracle),
-    'layer': (losses.attention_distillation, layer_oracle),
-    'inner_product': (functools.partial(losses.attention_distillation, variant='inner_product'), inner_product_oracle),
+    'reconstruction': ('reconstruction', {}, reconstruction_oracle),
+    'layer': ('attention_distillation', {}, layer_oracle),
+    'inner_product': ('attention_distillation', {'variant': 'inner_product'}, inner_product_oracle),
 }
 every_case = pytest.mark.parametrize('case', list(CASES))
 
 
-@functools.partial(jax.jit, static_argnames='case')
-def jitted(case, student, teacher, where):
-    values, pullback = jax.vjp(functools.partial(CASES[case][0], where=where), student, teacher)
-    return values, *pullback(jnp.ones_like(values))
-
-
 def value_and_gradients(case, student, teacher, where=None):
     """The values [batch], and the gradients of their sum with respect to student and teacher, as numpy arrays."""
-    return jax.device_get(jitted(case, student, teacher, where))
+    name, options, _ = CASES[case]
+    return gradient_checks.value_and_gradients(name, student, teacher, where=where, **options)
 
 
 def by_examples(case, student, teacher, where):
-    return np.array([CASES[case][1](*example) for example in zip(student, teacher, where, strict=True)])
+    return np.array([CASES[case][2](*example) for example in zip(student, teacher, where, strict=True)])
 
 
 def inputs(seed=0):
     return np.random.default_rng(seed).normal(size=(2, *SHAPE)).astype(np.float32)
-
-
-def central_difference(function, x, step=1e-6):
-    """The gradient of a function with scalar values."""
-    gradient = np.zeros(x.shape)
-    for index in np.ndindex(x.shape):
-        moved = np.zeros(x.shape)
-        moved[index] = step
-        gradient[index] = (function(x + moved) - function(x - moved)) / (2 * step)
-    return gradient
 
 
 def assert_gradient(computed, expected):
@@ -86,8 +73,8 @@ def test_values_and_gradients_equal_the_oracle_under_any_mask(case, seed, where)
     values, *gradients = value_and_gradients(case, student, teacher, where)
     s, t = student.astype(np.float64), teacher.astype(np.float64)
     np.testing.assert_allclose(values, by_examples(case, s, t, where), rtol=1e-5, atol=1e-6)
-    assert_gradient(gradients[0], central_difference(lambda x: by_examples(case, x, t, where).sum(), s))
-    assert_gradient(gradients[1], central_difference(lambda x: by_examples(case, s, x, where).sum(), t))
+    assert_gradient(gradients[0], gradient_checks.central_difference(lambda x: by_examples(case, x, t, where).sum(), s))
+    assert_gradient(gradients[1], gradient_checks.central_difference(lambda x: by_examples(case, s, x, where).sum(), t))
 
 
 @every_case
@@ -192,7 +179,7 @@ def diversity_oracle(z, threshold=0.9, sharpness=20.0, beta=1.0):
     """1 - the mean of the smooth indicator, and β times what the diversity lacks from its best, C log(B / C)."""
     if not len(z):
         return 0.0
-    p = masked_softmax(z - z.max(axis=-1, keepdims=True), np.ones(z.shape, bool))
+    p = softmax(z)
 
     def indicator(x):
         return 1 / (1 + np.exp(-sharpness * (x - threshold)))
@@ -220,7 +207,7 @@ def test_diversity_value_and_gradient_equal_the_oracle_on_the_kept_examples(seed
     value, gradient = diversity(logits, where, options)
     z = logits.astype(np.float64)
     np.testing.assert_allclose(value, diversity_oracle(z[where], **options), rtol=1e-5, atol=1e-6)
-    expected = central_difference(lambda x: diversity_oracle(x[where], **options), z)
+    expected = gradient_checks.central_difference(lambda x: diversity_oracle(x[where], **options), z)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
     assert not np.any(gradient[~where])
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.logit_checks import EXTREME_ROWS, assert_slope, doubles, kl, log_softmax, random
+from helpers.logit_checks import EXTREME_ROWS, assert_slope, doubles, random
+from helpers.oracles import kl, log_softmax
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays

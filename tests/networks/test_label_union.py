@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.oracles import softmax
 
 from kdjax import networks
 from kdjax.networks import Network, Outputs
@@ -25,12 +26,6 @@ def predict(logits: list[np.ndarray], classes: list, average: str) -> np.ndarray
 
 def draw(*sizes: int) -> list[np.ndarray]:
     return [5 * np.random.default_rng(i).standard_normal((4, size)).astype(np.float32) for i, size in enumerate(sizes)]
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
 
 
 OVERLAPPING = [[2, 0, 1], [3, 2], [4, 0, 3, 1]]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.oracles import log_softmax
 
 from kdjax import networks
 from kdjax.networks import Network, Outputs
@@ -28,12 +29,6 @@ def constant(logits: np.ndarray) -> Network:
 def predict(logits: list[np.ndarray], **options: Any) -> np.ndarray:
     network = networks.ensemble([constant(x) for x in logits], **options)
     return network.apply(network.init(jax.random.key(0), jnp.ones(())), jnp.ones(()))[0].logits
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 @functools.cache
