@@ -27,6 +27,7 @@ TESTS = pathlib.Path(__file__).parent
 SLOW = (
     'experiments',
     'losses/test_meshes.py',
+    'models/test_models.py',
     'models/test_narrowing.py',
     'objectives/test_any_batch.py',
     'objectives/test_connected_objectives.py',
@@ -34,13 +35,17 @@ SLOW = (
     'optimizers/test_averaging.py',
     'parallel/test_hosts.py',
     'parallel/test_sharding.py',
+    'pruning/test_channels.py',
     'quantization/test_quantize_network.py',
     'test_docs.py',
     'test_notebooks.py',
+    'test_readme.py',
     'training/test_checkpoints.py',
     'training/test_data_kinds.py',
     'training/test_fit.py',
     'training/test_interruptions.py',
+    'training/test_recording.py',
+    'training/test_step.py',
     'training/test_streaming.py',
 )
 

@@ -143,7 +143,10 @@ def over_positions(objective: Objective, entry: str) -> Objective:
 
     def own(term: Term) -> Term:
         def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
-            return term.init(key, student, teacher, jax.eval_shape(masked, batch))
+            require_entry('over_positions', batch, entry)
+            # Of the masks alone: what else is in the batch, numbers of a type that JAX lacks perhaps, need not be traced.
+            masks = {name: batch[name] for name in (entry, 'mask') if name in batch}
+            return term.init(key, student, teacher, {**batch, 'mask': jax.eval_shape(masked, masks)['mask']})
 
         def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
             return term.apply(params, state, student, teacher, masked(batch), step=step)
