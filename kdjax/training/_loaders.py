@@ -16,6 +16,7 @@ from kdjax.parallel import distribute, shard_batch
 from kdjax.problems import Problem, TrainState
 from kdjax.training._augmentation import Augment, augmented
 from kdjax.training._epochs import Epoch, Stop, cached, stream
+from kdjax.training._streaming import AHEAD
 
 
 class LoadedBatches:
@@ -66,6 +67,10 @@ class LoadedBatches:
         if state is not None and self._restore(state):
             self._ahead, self.position = None, position
             return False
+        if position < self.position:
+            raise ValueError(
+                f'{self.position} batches are taken already, and a loader does not go back to {position}: begin anew'
+            )
         skipped = self.position < position
         while self.position < position:
             self.take()
@@ -142,6 +147,9 @@ def loader_epoch(problem: Problem, *, augment: Augment | None = None, mesh: Mesh
         for _ in range(min(count for count in (left, limit) if count is not None)):
             state, some = dispatch(state, teacher_variables, put(data.take()))
             metrics.append(some)
+            if len(metrics) >= AHEAD:
+                # Else a fast loader would fill the device with batches that wait for their step.
+                jax.block_until_ready(metrics[-AHEAD])
             if stop is not None and stop():
                 break
         return state, metrics

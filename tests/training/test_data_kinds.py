@@ -196,6 +196,10 @@ def test_data_that_end_too_soon_or_are_not_as_many_as_they_say_are_told():
         fit(iter(batches()), steps=7)
     with pytest.raises(ValueError, match='says that it has 7 batches and ended after 6'):
         fit(Short(), epochs=1)
+    taken = training.LoadedBatches(Loader())
+    taken.seek(3)
+    with pytest.raises(ValueError, match='3 batches are taken already, and a loader does not go back to 1: begin anew'):
+        taken.seek(1)
     with pytest.raises(ValueError, match='the first batch has 4 examples, and batch_size is 5'):
         fit(Loader(), epochs=1, batch_size=5)
     with pytest.raises(ValueError, match='views need to know which example is which'):
