@@ -26,7 +26,7 @@ import jax
 import optax
 import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import reporting, runs, scenarios, shipping
 from kdjax import data, models, networks, objectives, training
 
 MODULE = models.MLP((128, 128))
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
 
     def trained(seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None, key: int = seed) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
             return fit(problem, dataset.train, taught_by, key=jax.random.key(key), **saved).variables
 
         line = {FIRST: train(FIRST, alone)}

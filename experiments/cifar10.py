@@ -31,7 +31,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import reporting, runs, scenarios, shipping
 from kdjax import data, metrics, models, networks, objectives, training
 
 TEACHER = models.CNN((64, 128), (512,))
@@ -147,7 +147,9 @@ def measure(
 ) -> reporting.Row:
     """Measures the files to ship on the test split, and how often they prefer the teacher's class."""
     evaluate = training.evaluator(network, teacher=teacher)
-    sizes, loaded = zip(*(runs.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)), strict=True)
+    sizes, loaded = zip(
+        *(shipping.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)), strict=True
+    )
     measured = [metrics.compute(evaluate(variables, dataset.test, taught_by)) for variables in loaded]
     extra = {}
     for key in ('nll', 'agreement'):

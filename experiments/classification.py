@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import architectures, figures, reporting, runs
+from experiments import architectures, figures, reporting, runs, shipping
 from experiments.architectures import ARCHITECTURES
 from kdjax import data, metrics, networks, objectives, training
 from kdjax.recipes import RECIPES
@@ -170,7 +170,7 @@ def measure(
 ) -> reporting.Row:
     """Measures the last and the best epoch of every seed on the test split; the last is the file to ship."""
     evaluate = training.evaluator(network, teacher=teacher)
-    shipped = [runs.ship(output, name, seed, each.variables) for seed, each in enumerate(fitted)]
+    shipped = [shipping.ship(output, name, seed, each.variables) for seed, each in enumerate(fitted)]
     last = [metrics.compute(evaluate(loaded, test, teacher_variables)) for _, loaded in shipped]
     best = [metrics.compute(evaluate(each.best_variables, test, teacher_variables)) for each in fitted]
     extra = reporting.mean_and_deviation('best_accuracy', [each['accuracy'] for each in best])

@@ -34,7 +34,7 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import compression, figures, reporting, runs, scenarios
+from experiments import compression, figures, reporting, runs, scenarios, shipping
 from kdjax import data, export, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -138,7 +138,7 @@ def prepare(config: Config, train: Batch, classes: int) -> Callable[[pathlib.Pat
         with tqdm(total=1 + 2 * len(stages), desc=f'networks of seed {seed}', disable=None) as progress:
 
             def fit(problem: training.Problem, *name: str, **more: Any) -> dict[str, Any]:
-                saved = runs.saved(output, '/'.join([f'seed{seed}', *map(runs.folder_name, name)]))
+                saved = runs.saved(output, '/'.join([f'seed{seed}', *map(shipping.folder_name, name)]))
                 fitted = training.fit(problem, train, batch_size=batch_size, every=10, mesh=mesh, **saved, **more)
                 progress.update()
                 return jax.device_get(fitted.variables)
@@ -164,7 +164,7 @@ def _every_name() -> list[tuple[str, ...]]:
 
 
 def _folder(output: pathlib.Path, seed: int, *name: str) -> pathlib.Path:
-    return output.joinpath('networks', f'seed{seed}', *map(runs.folder_name, name))
+    return output.joinpath('networks', f'seed{seed}', *map(shipping.folder_name, name))
 
 
 def measure(output: pathlib.Path, seeds: int, test: Batch) -> list[reporting.Row]:
@@ -177,7 +177,7 @@ def measure(output: pathlib.Path, seeds: int, test: Batch) -> list[reporting.Row
         artefact = export.load(folder)
         program = artefact.manifest['files']['model.stablehlo']['sha256']
         if program not in programs:
-            network = runs.as_network(artefact)
+            network = shipping.as_network(artefact)
             programs[program] = network, training.evaluator(network)
         network, evaluate = programs[program]
         accuracy = metrics.compute(evaluate(artefact.weights, test))['accuracy']

@@ -16,17 +16,15 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -41,55 +39,50 @@ ALONE, ONE, ALL = 'student alone', 'student of one teacher', 'student of the ens
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'mnist'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = 6000
-    """Training examples that students see; all if not given."""
-    labels: int = 300
+    data: settings.Data = settings.Data(dataset='mnist', examples=6000)
+    training: settings.Training = settings.Training(batch_size=128)
+    labels: Count = 300
     """Labels that every teacher has, as many of each class; each has others, and the student those of the first."""
-    teachers: int = 10
+    teachers: Count = 10
     """Members of the ensemble."""
-    seeds: int = 3
-    """Number of repetitions, each with teachers and students of its own."""
-    epochs: int = 15
+    epochs: Count = 15
     """Epochs of every student; teachers take as many steps, on their labelled examples alone."""
-    batch_size: int = 128
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/ensemble'
+    output: settings.Folder = 'runs/ensemble'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, teachers=config.teachers, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom."""
+    dataset = settings.load(config.data)
     member = networks.preprocess(networks.from_linen(MEMBER.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
     ensemble = networks.ensemble([member] * config.teachers)
     labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
-    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.batch_size))
-    alone = training.distillation(member, None, labels, optimizer)
-    of_one = training.distillation(member, member, both, optimizer)
-    of_all = training.distillation(member, ensemble, both, optimizer)
-    runs.check(dataset.train, config.batch_size, alone, of_one, of_all)
-    data.hide_labels(dataset.train, keep=config.labels)  # raises before anything is written
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(
-        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
-    )
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.training.batch_size))
 
-    def trained(seed: int) -> dict[str, Any]:
+    def learning(teacher: networks.Network | None, objective: objectives.Objective) -> training.Problem:
+        return settings.distillation(config.training, member, teacher, objective, optimizer)
+
+    alone, of_one, of_all = learning(None, labels), learning(member, both), learning(ensemble, both)
+    data.hide_labels(dataset.train, keep=config.labels)  # raises before anything is written
+
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = {name: ensemble if name == ENSEMBLE else member for name in made}
+        return scenarios.measure(network_of, made, dataset.test, run.output)
+
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         few = [data.hide_labels(dataset.train, keep=config.labels, seed=1000 * (i + 1) + seed) for i in range(config.teachers)]
         on_labelled = [data.repeat_labelled(own) for own in few]
 
         def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, key: int = seed) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
-            return fit(problem, split, taught_by, key=jax.random.key(key), **saved).variables
+            name = f'seed{seed}/{shipping.folder_name(name)}'
+            return run.fit(name, problem, split, taught_by, key=jax.random.key(key), epochs=config.epochs, every=10).variables
 
         members = [train(f'teacher{i}', alone, own, key=1000 * (i + 1) + seed) for i, own in enumerate(on_labelled)]
         joined = networks.ensemble_variables(members)
@@ -101,19 +94,8 @@ def main(config: Config) -> None:
             ALL: train(ALL, of_all, few[0], joined),
         }
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = {name: ensemble if name == ENSEMBLE else member for name in made}
-    rows = scenarios.measure(network_of, made, dataset.test, output)
     title = f'{config.teachers} teachers into one student'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    return runs.Experiment(title, dataset, [(dataset.train, [alone, of_one, of_all])], rows, conclusion)
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

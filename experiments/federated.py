@@ -36,7 +36,7 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import figures, reporting, runs, scenarios
+from experiments import figures, reporting, runs, scenarios, shipping
 from kdjax import data, metrics, models, networks, objectives, regimes, training
 from kdjax.batches import Batch
 
@@ -108,7 +108,7 @@ def main(config: Config) -> None:
         if not record.exists():
             made, accuracies = one_seed(federation, config, dataset, seed)
             for name, variables in made.items():
-                runs.ship(output, name, seed, variables)
+                shipping.ship(output, name, seed, variables)
             reporting.write_json(record, accuracies)
         for name, accuracies in json.loads(record.read_text()).items():
             curves.setdefault(name, []).append(accuracies)
@@ -209,7 +209,7 @@ def measure(federation: Federation, config: Config, test: Batch, output: pathlib
     evaluators = {federation.network: federation.evaluate, ensemble: training.evaluator(ensemble)}
 
     def row(name: str, network: networks.Network) -> reporting.Row:
-        shipped = [runs.shipped(output, name, seed) for seed in range(config.seeds)]
+        shipped = [shipping.shipped(output, name, seed) for seed in range(config.seeds)]
         accuracies = [metrics.compute(evaluators[network](variables, test))['accuracy'] for _, variables in shipped]
         return reporting.Row(name, accuracies, max(size for size, _ in shipped), network, shipped[0][1])
 

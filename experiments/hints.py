@@ -29,7 +29,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import reporting, runs, scenarios, shipping
 from kdjax import data, models, networks, objectives, training
 
 TEACHER = models.MLP((128, 128, 128))
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 
     def trained(seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None, **more: Any) -> Any:
-            settings = {'epochs': config.epochs, **runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')}
+            settings = {'epochs': config.epochs, **runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')}
             return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **(settings | more)).variables
 
         taught_by = train(TAUGHT_BY, teaching)

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import reporting, runs, scenarios, shipping
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -105,7 +105,7 @@ def main(config: Config) -> None:
 
     def trained(seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, key: int = seed) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
             return fit(problem, split, taught_by, key=jax.random.key(key), **saved).variables
 
         taught_by = networks.ensemble_variables(
@@ -176,7 +176,7 @@ def known_set(row: reporting.Row, classes: Sequence[Sequence[int]], test: Batch,
         part = data.take(test, np.flatnonzero(np.isin(test['labels'], list(own))))
         part['labels'] = part['labels'] - own[0]
         for seed in range(len(correct)):
-            variables = runs.shipped(output, row.name, seed)[1]
+            variables = shipping.shipped(output, row.name, seed)[1]
             correct[seed] += float(among(variables, part)['accuracy'].total)
     return reporting.mean_and_deviation('accuracy_where_the_data_set_is_known', correct / len(test['labels']))
 

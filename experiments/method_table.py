@@ -25,7 +25,7 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import architectures, figures, reporting, runs
+from experiments import architectures, figures, reporting, runs, shipping
 from kdjax import data, metrics, models, networks, objectives, parallel, training
 from kdjax.batches import Batch, take_examples
 from kdjax.pooling import average_pool
@@ -164,7 +164,7 @@ def compare(
         mesh=mesh,
         **runs.saved(output, f'{family.name}-teacher'),
     ).variables
-    size, loaded = runs.ship(output, f'{family.name} teacher', 0, taught_by)
+    size, loaded = shipping.ship(output, f'{family.name} teacher', 0, taught_by)
     accuracy = metrics.compute(training.evaluator(teacher)(loaded, dataset.test))['accuracy']
     rows = [reporting.Row(f'{family.name} teacher', [accuracy], size, teacher, loaded)]
 
@@ -231,7 +231,7 @@ def train(
         taken.append(time.perf_counter() - started)
     for i in range(2 * config.seeds):
         together, seed = divmod(i, config.seeds)
-        runs.ship(output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
+        shipping.ship(output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
     return float(np.median(taken))
 
 
@@ -255,7 +255,7 @@ def measure(output: pathlib.Path, name: str, seeds: int, evaluate: Callable[[Any
     """Loads a method's students, and measures them."""
     trained = Trained([], [], [])
     for together in (False, True):
-        files = [runs.shipped(output, _file(name, together), seed) for seed in range(seeds)]
+        files = [shipping.shipped(output, _file(name, together), seed) for seed in range(seeds)]
         trained.accuracies.append([metrics.compute(evaluate(loaded))['accuracy'] for _, loaded in files])
         trained.sizes.append(files[0][0])
         trained.variables.append(files[0][1])

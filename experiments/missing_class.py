@@ -32,7 +32,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import reporting, runs, scenarios
+from experiments import reporting, runs, scenarios, shipping
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -99,7 +99,7 @@ def main(config: Config) -> None:
     def trained(seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, **more: Any) -> Any:
             settings = {'key': jax.random.key(seed), 'epochs': config.epochs}
-            settings |= runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            settings |= runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
             return fit(problem, split, taught_by, **(settings | more)).variables
 
         longer = {'epochs': 2 * config.epochs, 'augment': shift}

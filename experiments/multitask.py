@@ -33,7 +33,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import parts, reporting, runs, scenarios
+from experiments import parts, reporting, runs, scenarios, shipping
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
 
     def one_seed(seed: int) -> dict[str, Any]:
         def learn(name: str, problem: training.Problem, split: Batch, key: int, epochs: int, taught_by: Any = None) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
             return fit(problem, split, taught_by, key=jax.random.key(key), epochs=epochs, every=epochs, **saved).variables
 
         def each(name: str, problem: training.Problem, split: Batch, epochs: int) -> Any:

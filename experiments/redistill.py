@@ -46,7 +46,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import parts, reporting, runs, scenarios
+from experiments import parts, reporting, runs, scenarios, shipping
 from kdjax import data, losses, metrics, models, networks, objectives, optimizers, training
 from kdjax.batches import Batch
 from kdjax.metrics import Average
@@ -221,7 +221,7 @@ def one_seed(
     """Follows the recipe; returns the variables after every step."""
 
     def fit(name: str, step: str, examples: Batch, start: Any = None) -> Any:
-        saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+        saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
         return jax.device_get(recipe[step](examples, key=key, student_variables=start, **saved).variables)
 
     key = jax.random.key(seed)
@@ -245,7 +245,7 @@ def one_seed(
         monitor='lower',
         mode='max',
         target=TARGET_ACCURACY,
-        **runs.saved(output, f'seed{seed}/{runs.folder_name(KEPT)}'),
+        **runs.saved(output, f'seed{seed}/{shipping.folder_name(KEPT)}'),
     )
     made[KEPT] = jax.device_get(fitted.best_variables)
     return made

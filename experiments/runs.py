@@ -1,5 +1,10 @@
-"""What every experiment needs around its main: a command line, an output folder that resumes, and training."""
+"""What every experiment needs around what it is about: a command line, an output folder that resumes, and training.
 
+A script is a `Config` and a function of it that makes an `Experiment`: what is trained on what, and how it is reported. `run`
+does the rest.
+"""
+
+import contextlib
 import dataclasses
 import json
 import logging
@@ -7,40 +12,175 @@ import math
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import tyro
 
-from experiments.reporting import write_json
-from kdjax import export, networks, parallel, quantization, training
+from experiments import reporting, settings
+from kdjax import data, parallel, training
 from kdjax.batches import Batch, take_examples
+
+
+class Trained(NamedTuple):
+    """What a training ends with.
+
+    Attributes:
+      variables: the student's after the last step, averaged if the flags say so.
+      best_variables: those that validation found best.
+      resumed_from: the number of steps that were done before.
+    """
+
+    variables: dict[str, Any]
+    best_variables: dict[str, Any]
+    resumed_from: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that has begun.
+
+    Attributes:
+      output: its folder.
+      settings: how it computes.
+      mesh: the devices it has.
+    """
+
+    output: pathlib.Path
+    settings: settings.Training
+    mesh: jax.sharding.Mesh
+
+    def fit(
+        self,
+        name: str,
+        problem: training.Problem,
+        split: Any,
+        teacher_variables: Any = None,
+        *,
+        folder: pathlib.Path | None = None,
+        **options: Any,
+    ) -> Trained:
+        """Trains by `training.fit`, or takes up an earlier training of this name.
+
+        Args:
+          name: of the checkpoints and in the logs, such as 'seed0/alone'.
+          problem: what to train.
+          split: on what.
+          teacher_variables: the teacher's.
+          folder: where checkpoints and log are; the run's own if not given.
+          options: of `training.fit`, before those that the flags give.
+        """
+        options = {
+            'batch_size': self.settings.batch_size,
+            'mesh': self.mesh,
+            'skip_nonfinite': self.settings.skip_nonfinite,
+            'variables_of': settings.variables_of(self.settings),
+            **saved(folder or self.output, name),
+            **options,
+        }
+        fitted = training.fit(problem, split, teacher_variables, **options)
+        return Trained(options['variables_of'](fitted.state), fitted.best_variables, fitted.resumed_from)
+
+
+class Experiment(NamedTuple):
+    """What a script is about.
+
+    Attributes:
+      title: of the report.
+      dataset: whose test split is measured.
+      problems: what is trained on what: pairs of a split and of problems, which are checked before anything is written.
+      rows: trains everything in a run, then measures it on the test split: `rows(run) -> rows of the table`.
+      notes: what the rows show.
+      report: further arguments of `reporting.write_report`.
+    """
+
+    title: str
+    dataset: data.Dataset
+    problems: Sequence[tuple[Batch, Sequence[training.Problem]]]
+    rows: Callable[[Run], list[reporting.Row]]
+    notes: Callable[[list[reporting.Row]], str]
+    report: Mapping[str, Any] = {}
+
+
+def run(experiment: Callable[[Any], Experiment], config: Any) -> None:
+    """Trains, measures and reports what a config asks for, or takes up a run that was interrupted.
+
+    Args:
+      experiment: makes the experiment of a config, and writes nothing.
+      config: with the shared settings `training` and an `output`.
+
+    Raises:
+      ValueError: a flag is out of range, data and networks do not fit, or the output folder holds something else; nothing has
+        been written then.
+    """
+    started = time.time()
+    settings.check_ranges(config)
+    made = experiment(config)
+    batch_size = config.training.batch_size
+    for split, problems in made.problems:
+        check(split, batch_size, *problems)
+    mesh = make_mesh(batch_size, fsdp=config.training.fsdp)
+    output = open_output(config)
+    if output is None:
+        return
+    rows = made.rows(Run(output, config.training, mesh))
+    reporting.write_report(
+        output,
+        rows,
+        title=made.title,
+        dataset=made.dataset,
+        started=started,
+        devices=devices_used(batch_size),
+        notes=made.notes(rows),
+        **made.report,
+    )
 
 
 def command_line(config: type, main: Callable[[Any], None]) -> None:
     """Reads the flags into the config and runs main; what the user got wrong ends as one line on stderr.
 
-    A run that SIGTERM stopped ends with status 143, as shells report that signal, after its state is saved.
+    A run that SIGTERM or Ctrl-C stopped ends with status 143 or 130, as shells report these signals, after its state is saved.
     """
-    arguments = tyro.cli(config, description=sys.modules[config.__module__].__doc__)
+    arguments = tyro.cli(config, description=sys.modules[config.__module__].__doc__, config=(tyro.conf.OmitArgPrefixes,))
     # Orbax logs the tracebacks of errors that it raises too.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+    interrupted: list[int] = []
     try:
+        if hasattr(arguments, 'training'):
+            settings.prepare_jax(arguments.training)
         parallel.initialize_distributed()
-        main(arguments)
+        with _interruptible(interrupted):
+            main(arguments)
     except training.Preempted as error:
         print(error, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + (signal.SIGINT if interrupted else signal.SIGTERM))
+    except KeyboardInterrupt:
+        print('stopped: the same command goes on after what was saved last', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, training.NonFiniteLossError, OSError, ImportError) as error:
         sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
 
 
-def check_at_least(least: int, **values: int) -> None:
-    """Raises for the first flag that is below a number."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
+@contextlib.contextmanager
+def _interruptible(interrupted: list[int]) -> Iterator[None]:
+    """Lets the first Ctrl-C during a training save its state, as SIGTERM does, and the second one stop at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        del frame
+        trains = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, signal.SIG_IGN, None)
+        if interrupted or not trains:
+            raise KeyboardInterrupt
+        interrupted.append(number)
+        print('\nsaving the state first; Ctrl-C again stops at once', file=sys.stderr)
+        signal.raise_signal(signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def open_output(config: Any) -> pathlib.Path | None:
@@ -53,8 +193,8 @@ def open_output(config: Any) -> pathlib.Path | None:
       ValueError: the folder holds a run with another config, or other files.
     """
     output = pathlib.Path(config.output)
-    wanted = {key: value for key, value in dataclasses.asdict(config).items() if key != 'output'}
-    wanted = json.loads(json.dumps(wanted, default=str))
+    flags = {name: value for name, _, value in settings.fields(config) if name not in ('output', *settings.OF_NO_CONSEQUENCE)}
+    wanted = json.loads(json.dumps(flags, default=str))
     file = output / 'config.json'
     if file.exists():
         found = json.loads(file.read_text())
@@ -73,7 +213,7 @@ def open_output(config: Any) -> pathlib.Path | None:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f'{output} is not empty and holds no run: choose another --output')
     parallel.wait_for_hosts('output found')  # all have looked before the first one writes
-    parallel.on_first_host(lambda: write_json(file, wanted), 'output opened')
+    parallel.on_first_host(lambda: reporting.write_json(file, wanted), 'output opened')
     return output
 
 
@@ -83,68 +223,35 @@ def say(text: str) -> None:
         print(text)
 
 
-def check(data: Batch, batch_size: int, *problems: training.Problem) -> None:
+def check(split: Batch, batch_size: int, *problems: training.Problem) -> None:
     """Raises where data, networks and objectives do not fit, before anything has been written.
 
     Raises:
       ValueError: the data are fewer than a batch, or hold what a problem has no use for.
     """
-    training.steps_per_epoch(data, batch_size)
+    training.steps_per_epoch(split, batch_size)
     for problem in problems:
-        problem.check(data, batch_size)
-        jax.eval_shape(problem.init, jax.random.key(0), take_examples(data, slice(0, batch_size)))
+        problem.check(split, batch_size)
+        jax.eval_shape(problem.init, jax.random.key(0), take_examples(split, slice(0, batch_size)))
 
 
-def mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
+def make_mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
     """A mesh of `devices_used(batch_size)` devices, and says so if these are not all; see `parallel.data_parallel`."""
     used, there = devices_used(batch_size), jax.device_count()
     if used < there:
+        left = ', '.join(str(device) for device in jax.devices()[used:])
         say(
-            f'Training on {used} of {there} devices, as many as divide a batch of {batch_size}; '
+            f'Training on {used} of {there} devices, as many as divide a batch of {batch_size}, without {left}; '
             f'batches of {-(-batch_size // there) * there} would use all'
         )
     return parallel.data_parallel(jax.devices()[:used], fsdp=fsdp)
 
 
 def devices_used(batch_size: int) -> int:
-    """How many devices `mesh` has: as many as divide the batch; with several hosts, all of theirs."""
+    """How many devices `make_mesh` takes: as many as divide the batch; with several hosts, all of theirs."""
     return math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
 
 
 def saved(output: pathlib.Path, name: str) -> dict[str, Any]:
     """Where `training.fit` keeps the checkpoints and the log of a run, `fit(..., **saved(output, name))`."""
     return {'directory': output / 'checkpoints' / name, 'log': output / 'metrics.jsonl', 'name': name}
-
-
-def ship(output: pathlib.Path, name: str, seed: int, variables: Any) -> tuple[int, dict[str, Any]]:
-    """Writes the file to ship, and returns its size and what a user would load from it."""
-    file = output / 'networks' / f'seed{seed}' / file_name(name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    parallel.on_first_host(lambda: export.save_weights(file, variables), str(file))
-    return shipped(output, name, seed)
-
-
-def shipped(output: pathlib.Path, name: str, seed: int) -> tuple[int, dict[str, Any]]:
-    """The size of a file that `ship` wrote, and what a user would load from it."""
-    file = output / 'networks' / f'seed{seed}' / file_name(name)
-    return file.stat().st_size, quantization.dequantize_weights(export.load_weights(file))
-
-
-def as_network(artefact: export.Artefact) -> networks.Network:
-    """The program that `export.load` read, as a network whose variables are weights of such an artefact."""
-
-    def apply(variables: Any, inputs: Any, *, train: bool = False, rng: Any = None) -> tuple[networks.Outputs, dict[str, Any]]:
-        del train, rng
-        return networks.Outputs(artefact.apply(variables, inputs)), {}
-
-    return networks.Network(lambda key, inputs: artefact.weights, apply)
-
-
-def file_name(name: str) -> str:
-    """A row's name as the name of a file."""
-    return f'{folder_name(name)}.safetensors'
-
-
-def folder_name(name: str) -> str:
-    """A row's name as the name of a folder."""
-    return '-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())

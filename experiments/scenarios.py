@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from experiments import reporting, runs
+from experiments import reporting, shipping
 from kdjax import data, metrics, networks, training
 from kdjax.batches import Batch
 
@@ -67,7 +67,7 @@ def measure(
 
     def row(name: str, each_seed: Sequence[Any]) -> reporting.Row:
         network = network_of[name]
-        shipped = [runs.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)]
+        shipped = [shipping.ship(output, name, seed, variables) for seed, variables in enumerate(each_seed)]
         accuracies = [metrics.compute(evaluators[network](variables, test))['accuracy'] for _, variables in shipped]
         return reporting.Row(name, accuracies, max(size for size, _ in shipped), network, shipped[0][1])
 

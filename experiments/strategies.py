@@ -53,7 +53,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments import figures, reporting, runs, scenarios
+from experiments import figures, reporting, runs, scenarios, shipping
 from kdjax import data, losses, metrics, models, networks, objectives, optimizers, regimes, training
 from kdjax.batches import Batch
 
@@ -159,7 +159,7 @@ def main(config: Config) -> None:
         found = {'teacher': taught_by, 'start': members[0]}
         for name, learning in problems.items():
             start = members[0] if ways[name].copied else None
-            saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}')
+            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
             fitted = fit(learning, unlabelled, taught_by, key=jax.random.key(seed), student_variables=start, **saved)
             found[name] = fitted.variables
         agreed, rising = regimes.until_convergence(pair, pair.init(members[:2]), few, tolerance=TOLERANCE)
@@ -203,7 +203,7 @@ def measurer(
 
     def measure(name: str, each_seed: Sequence[Any]) -> reporting.Row:
         network = teacher if name == 'teacher' else student
-        bytes_of, loaded = zip(*(runs.ship(output, name, seed, own) for seed, own in enumerate(each_seed)), strict=True)
+        bytes_of, loaded = zip(*(shipping.ship(output, name, seed, own) for seed, own in enumerate(each_seed)), strict=True)
         accuracies = [metrics.compute(evaluators[network](variables, test))['accuracy'] for variables in loaded]
         pairs = zip(loaded, taught_by, strict=True)
         sizes, distances = zip(*(size_and_loss(network, own, taught) for own, taught in pairs), strict=True)

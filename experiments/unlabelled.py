@@ -49,7 +49,7 @@ import optax
 import tyro
 from tqdm.auto import tqdm
 
-from experiments import figures, reporting, runs, scenarios
+from experiments import figures, reporting, runs, scenarios, shipping
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -161,7 +161,7 @@ def main(config: Config) -> None:
                 for name, method in compared.items():
                     split = shown if method.labelled else without_labels(shown)
                     teacher = taught[method.taught_by][-1] if method.taught_by else None
-                    saved = runs.saved(output, f'seed{seed}/{runs.folder_name(name)}/{examples}')
+                    saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}/{examples}')
                     fitted = fit(problems[name], split, teacher, key=jax.random.key(seed), **saved)
                     trained[name][examples].append(fitted.variables)
                     progress.update()
@@ -215,7 +215,7 @@ def measure(
     """Measures the files to ship: a classifier, or an autoencoder by the teacher's classifier on what it reconstructs."""
     evaluate, extra = training.evaluator(network), {}
     for examples, each_seed in trained.items():
-        shipped = [runs.ship(output, f'{name} {examples}', seed, variables) for seed, variables in enumerate(each_seed)]
+        shipped = [shipping.ship(output, f'{name} {examples}', seed, variables) for seed, variables in enumerate(each_seed)]
         sizes, loaded = zip(*shipped, strict=True)
         if classify is None:
             measured = [evaluate(variables, test) for variables in loaded]

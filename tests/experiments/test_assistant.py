@@ -3,7 +3,7 @@
 import pytest
 from helpers import scenario
 
-from experiments import assistant, runs
+from experiments import assistant, shipping
 from kdjax import models
 
 
@@ -31,11 +31,11 @@ def finished(tmp_path_factory):
 )
 def test_each_learns_from_whom_its_name_says(finished, student, teacher):
     _, trained = finished
-    learned = trained[f'seed0/{runs.folder_name(student)}']
+    learned = trained[f'seed0/{shipping.folder_name(student)}']
     if teacher is None:
         assert learned.teacher is None
     else:
-        assert scenario.equal(learned.teacher, trained[f'seed0/{runs.folder_name(teacher)}'].variables)
+        assert scenario.equal(learned.teacher, trained[f'seed0/{shipping.folder_name(teacher)}'].variables)
 
 
 def test_sizes_fall_from_teacher_to_assistant_to_student(finished):

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import compress, compression, reporting, runs
+from experiments import compress, compression, reporting, shipping
 from kdjax import data, export, models, objectives, training
 
 STUDENT = models.CNN((4,), (8,))
@@ -44,7 +44,7 @@ def rows(finished):
 
 
 def folder(output, *name):
-    return output.joinpath('networks', 'seed0', *map(runs.folder_name, name))
+    return output.joinpath('networks', 'seed0', *map(shipping.folder_name, name))
 
 
 def weights(output, *name):
@@ -142,7 +142,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(finished, rows, capsys):
     stale = ('latency_ms', 'latency_128_ms', 'folder_bytes')
     shutil.rmtree(folder(output, compress.DISTILLED, NAMES[-1]))
     shutil.rmtree(folder(output, compress.ALONE, 'channels'))
-    shutil.rmtree(output / 'checkpoints' / 'seed0' / 'distilled' / runs.folder_name(NAMES[-1]))
+    shutil.rmtree(output / 'checkpoints' / 'seed0' / 'distilled' / shipping.folder_name(NAMES[-1]))
     (output / 'report.json').unlink()
     compress.main(config)
     assert 'Resuming the run' in capsys.readouterr().out

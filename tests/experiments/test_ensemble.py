@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import ensemble, runs, scenarios
+from experiments import ensemble, settings, shipping
 from kdjax import export, models, networks
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'ensemble'
-    config = ensemble.Config(
-        dataset='digits', examples=70, labels=20, teachers=3, seeds=1, epochs=1, batch_size=35, output=str(output)
+    config = scenario.config(
+        ensemble, dataset='digits', examples=70, labels=20, teachers=3, seeds=1, epochs=1, batch_size=35, output=str(output)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ensemble, 'MEMBER', models.MLP((8,)))
@@ -45,7 +45,7 @@ def test_the_ensemble_is_of_all_teachers_and_teaches(finished):
     assert trained['seed0/student-alone'].teacher is None
     assert len({trained[f'seed0/teacher{i}'].seed for i in range(3)}) == 3
     assert rows['ensemble']['parameters'] == 3 * rows['one teacher']['parameters']
-    shipped = export.load_weights(f'{config.output}/networks/seed0/{runs.file_name("student of the ensemble")}')
+    shipped = export.load_weights(f'{config.output}/networks/seed0/{shipping.file_name("student of the ensemble")}')
     assert scenario.equal(dict(shipped), trained['seed0/student-of-the-ensemble'].variables)
 
 
@@ -60,12 +60,12 @@ def test_the_ensemble_is_of_all_teachers_and_teaches(finished):
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        ensemble.main(ensemble.Config(dataset='digits', output=str(tmp_path / 'run'), **changes))
+        ensemble.main(scenario.config(ensemble, dataset='digits', output=str(tmp_path / 'run'), **changes))
     assert not (tmp_path / 'run').exists()
 
 
 def test_a_part_of_a_data_set_is_the_same_in_every_run():
-    parts = [scenarios.load('digits', examples=50) for _ in range(2)]
+    parts = [settings.load(settings.Data(examples=50)) for _ in range(2)]
     assert scenario.equal(parts[0].train, parts[1].train)
-    assert scenario.equal(parts[0].test, scenarios.load('digits').test)
+    assert scenario.equal(parts[0].test, settings.load(settings.Data()).test)
     assert len(parts[0].train['labels']) == 50

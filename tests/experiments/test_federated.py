@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import federated, runs, scenarios
+from experiments import federated, scenarios, shipping
 from kdjax import models, networks
 
 CONFIG = {'seeds': 1, 'clients': 4, 'rounds': 2, 'steps': 2, 'server_epochs': 1, 'batch_size': 16, 'concentrations': (0.5,)}
@@ -39,7 +39,7 @@ def test_a_finished_seed_is_not_run_again(finished, monkeypatch):
     federated.main(config)
     after = json.loads((output / 'report.json').read_text())['rows']
     assert [row['accuracy_mean'] for row in before] == [row['accuracy_mean'] for row in after]
-    assert runs.shipped(output, NAMES[1], 0)[0] == after[1]['bytes']
+    assert shipping.shipped(output, NAMES[1], 0)[0] == after[1]['bytes']
 
 
 def test_every_client_has_examples_of_its_own_and_the_server_has_no_labels():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import hints, runs
+from experiments import hints, shipping
 from kdjax import models
 
 
@@ -38,11 +38,11 @@ def test_the_second_stage_starts_from_the_first_with_as_many_steps_in_all(finish
     assert list(rows) == [hints.TAUGHT_BY, hints.ALONE, hints.SOFT, hints.HINTED, hints.HINTED_SOFT]
     first = trained['hint']
     for name in (hints.HINTED, hints.HINTED_SOFT):
-        second = trained[runs.folder_name(name)]
+        second = trained[shipping.folder_name(name)]
         assert scenario.equal(second.student, first.variables)
         assert scenario.equal(second.teacher, trained[hints.TAUGHT_BY].variables)
-        assert first.epochs + second.epochs == trained[runs.folder_name(hints.ALONE)].epochs
-    assert trained[runs.folder_name(hints.SOFT)].student is None
+        assert first.epochs + second.epochs == trained[shipping.folder_name(hints.ALONE)].epochs
+    assert trained[shipping.folder_name(hints.SOFT)].student is None
 
 
 def test_the_regressor_is_not_shipped(finished):

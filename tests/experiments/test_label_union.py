@@ -40,7 +40,7 @@ def test_students_see_images_of_both_and_no_label(finished):
     assert len(students) == 3
     joined = networks.ensemble_variables([trained[f'seed0/teacher-of-{name}'].variables for name in ('digits', 'negatives')])
     for name in students:
-        run = trained[f'seed0/{label_union.runs.folder_name(name)}']
+        run = trained[f'seed0/{label_union.shipping.folder_name(name)}']
         assert set(run.split) == {'inputs'}
         assert len(run.split['inputs']) == 70
         assert scenario.equal(run.teacher, joined)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import architectures, method_table, runs
+from experiments import architectures, method_table, shipping
 from kdjax.recipes import RECIPES
 
 SMALL = architectures.resnet(8, (2, 2, 2, 2))
@@ -65,4 +65,4 @@ def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, mes
 
 def test_every_recipe_stands_in_a_family():
     assert set(method_table.FAMILIES[0].recipes) == set(RECIPES)
-    assert runs.file_name('convolutional hint') == 'convolutional-hint.safetensors'
+    assert shipping.file_name('convolutional hint') == 'convolutional-hint.safetensors'

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import missing_class, runs
+from experiments import missing_class, shipping
 from kdjax import data, export, models
 
 MISSING = 3
@@ -28,7 +28,7 @@ def rows(finished):
 
 
 def weights(output, name):
-    return export.load_weights(output / 'networks' / 'seed0' / runs.file_name(name))['params']
+    return export.load_weights(output / 'networks' / 'seed0' / shipping.file_name(name))['params']
 
 
 def logits(params, inputs):

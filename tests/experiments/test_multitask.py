@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import multitask, runs, scenarios
+from experiments import multitask, scenarios, shipping
 from kdjax import data, models, networks
 
 
@@ -42,12 +42,12 @@ def test_each_student_learns_from_what_its_name_says(finished):
     for line in lines:
         terms.setdefault(line['run'], set()).update({'hard_labels', 'soft_targets'} & line.keys())
     constant = (multitask.TOGETHER, multitask.MIXED, multitask.SOFT)
-    assert {name: terms[f'seed0/{runs.folder_name(name)}'] for name in constant} == {
+    assert {name: terms[f'seed0/{shipping.folder_name(name)}'] for name in constant} == {
         multitask.TOGETHER: {'hard_labels'},
         multitask.MIXED: {'hard_labels', 'soft_targets'},
         multitask.SOFT: {'soft_targets'},
     }
-    annealed = [line for line in lines if line['run'] == f'seed0/{runs.folder_name(multitask.ANNEALED)}']
+    annealed = [line for line in lines if line['run'] == f'seed0/{shipping.folder_name(multitask.ANNEALED)}']
     weights = [line['soft_targets/weight'] for line in annealed]
     assert weights == sorted(weights, reverse=True)
     assert weights[0] == pytest.approx(1.0)
@@ -68,7 +68,7 @@ def test_accuracy_is_that_of_both_tasks_of_the_shipped_networks(finished):
     dataset = scenarios.load('digits')
     train, test = multitask.overlay(dataset.train, 256, seed=0), multitask.overlay(dataset.test, 128, seed=1)
     rescale = data.normalize(*data.channel_statistics(train['inputs']))
-    _, variables = runs.shipped(finished, multitask.MIXED, 0)
+    _, variables = shipping.shipped(finished, multitask.MIXED, 0)
     network = networks.preprocess(networks.from_linen(models.MLP((4,), 20)), rescale)
     predicted = np.asarray(network.apply(variables, test['inputs'])[0].logits).reshape(-1, 2, 10).argmax(-1)
     correct = predicted == test['labels']

@@ -3,7 +3,7 @@
 import pytest
 from helpers import scenario
 
-from experiments import mutual, runs
+from experiments import mutual, shipping
 from kdjax import export, models, networks
 
 
@@ -20,8 +20,8 @@ def finished(tmp_path_factory):
 def test_nobody_teaches_but_the_teacher_trained_before(finished):
     _, rows, trained = finished
     assert len(rows) == 7
-    distilled = trained[f'seed0/{runs.folder_name(mutual.DISTILLED)}']
-    assert scenario.equal(distilled.teacher, trained[f'seed0/{runs.folder_name(mutual.BEFORE)}'].variables)
+    distilled = trained[f'seed0/{shipping.folder_name(mutual.DISTILLED)}']
+    assert scenario.equal(distilled.teacher, trained[f'seed0/{shipping.folder_name(mutual.BEFORE)}'].variables)
     assert all(run.teacher is None for run in trained.values() if run is not distilled)
     assert len({run.epochs for run in trained.values()}) == 1
 
@@ -34,7 +34,7 @@ def test_what_is_shipped_are_the_members(finished):
         (mutual.JOINT_TEACHER, 'joint', 0),
         (mutual.JOINT, 'joint', 1),
     ):
-        shipped = export.load_weights(f'{config.output}/networks/seed0/{runs.file_name(name)}')
+        shipped = export.load_weights(f'{config.output}/networks/seed0/{shipping.file_name(name)}')
         assert scenario.equal(dict(shipped), networks.member_variables(trained[f'seed0/{run}'].variables, member))
     assert rows[mutual.PEER]['parameters'] == rows[mutual.JOINT]['parameters'] == rows[mutual.ALONE]['parameters']
     assert rows[mutual.JOINT_TEACHER]['parameters'] == rows[mutual.BEFORE]['parameters']

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import classification, quickstart, runs
+from experiments import classification, quickstart, runs, shipping
 from kdjax import export, training
 
 NAMES = [
@@ -52,7 +52,7 @@ def test_bytes_are_those_of_the_files_and_fall(finished):
     _, output = finished
     rows = {row['name']: row for row in json.loads((output / 'report.json').read_text())['rows']}
     for name, row in rows.items():
-        sizes = [(output / 'networks' / f'seed{seed}' / runs.file_name(name)).stat().st_size for seed in range(2)]
+        sizes = [(output / 'networks' / f'seed{seed}' / shipping.file_name(name)).stat().st_size for seed in range(2)]
         assert row['bytes'] == max(sizes)
     dense, pruned, small = (rows[name]['bytes'] for name in NAMES[3:])
     assert dense > 2 * pruned > 2 * small

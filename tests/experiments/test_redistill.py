@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import redistill, runs, scenarios
+from experiments import redistill, scenarios, shipping
 from kdjax.paths import leaves_with_paths
 
 
@@ -24,7 +24,7 @@ def splits():
 
 
 def variables(output, name):
-    return leaves_with_paths(runs.shipped(output, name, 0)[1])
+    return leaves_with_paths(shipping.shipped(output, name, 0)[1])
 
 
 def changed(one, other):
@@ -60,7 +60,7 @@ def test_distilled_students_read_no_labels_and_only_the_aligned_one_has_an_adver
     }
 
     def of(name):
-        return terms[f'seed0/{runs.folder_name(name)}']
+        return terms[f'seed0/{shipping.folder_name(name)}']
 
     assert of(redistill.ADAPTED) == {'hard_labels', 'domain_discrimination'}
     assert of(redistill.AGREEING) == {'soft_targets'}
@@ -77,7 +77,7 @@ def test_each_domain_has_a_teacher_of_its_own(splits):
 
 
 def test_the_best_epoch_in_both_domains_is_kept(output):
-    name = f'seed0/{runs.folder_name(redistill.KEPT)}'
+    name = f'seed0/{shipping.folder_name(redistill.KEPT)}'
     lines = [json.loads(line) for line in (output / 'metrics.jsonl').read_text().splitlines()]
     measured = [line for line in lines if line['run'] == name and 'validation/lower' in line]
     assert 1 <= len(measured) <= 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import runs, strategies
+from experiments import shipping, strategies
 from kdjax import data, export, models
 
 NAMES = [
@@ -54,7 +54,7 @@ def rows(finished):
 
 
 def params(output, name):
-    return export.load_weights(output / 'networks' / 'seed0' / runs.file_name(name))['params']
+    return export.load_weights(output / 'networks' / 'seed0' / shipping.file_name(name))['params']
 
 
 def distance(output, name):
@@ -77,7 +77,7 @@ def test_a_copied_student_starts_from_the_parameters_of_the_teacher(finished):
     for name, way in strategies.strategies(1).items():
         if name == 'size penalty':
             continue
-        given = trained[f'seed0/{runs.folder_name(name)}'].student
+        given = trained[f'seed0/{shipping.folder_name(name)}'].student
         if way.copied:
             jax.tree.map(np.testing.assert_array_equal, given['params'], start)
         else:

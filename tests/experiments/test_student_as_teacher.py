@@ -3,7 +3,7 @@
 import pytest
 from helpers import scenario
 
-from experiments import runs, student_as_teacher
+from experiments import shipping, student_as_teacher
 from kdjax import models
 
 
@@ -28,11 +28,11 @@ def finished(tmp_path_factory):
 )
 def test_each_learns_from_whom_its_name_says(finished, student, teacher):
     rows, trained = finished
-    learned = trained[f'seed0/{runs.folder_name(student)}']
+    learned = trained[f'seed0/{shipping.folder_name(student)}']
     if teacher is None:
         assert learned.teacher is None
     else:
-        assert scenario.equal(learned.teacher, trained[f'seed0/{runs.folder_name(teacher)}'].variables)
+        assert scenario.equal(learned.teacher, trained[f'seed0/{shipping.folder_name(teacher)}'].variables)
         families = [set(tree['params']) for tree in (learned.teacher, learned.variables)]
         assert families[0] != families[1]
     alone = student_as_teacher.SMALL_ALONE if student.startswith('small') else student_as_teacher.LARGE_ALONE
@@ -42,5 +42,5 @@ def test_each_learns_from_whom_its_name_says(finished, student, teacher):
 def test_the_bad_teacher_had_one_epoch(finished):
     _, trained = finished
     epochs = {name: run.epochs for name, run in trained.items()}
-    assert epochs.pop(f'seed0/{runs.folder_name(student_as_teacher.POOR)}') == 1
+    assert epochs.pop(f'seed0/{shipping.folder_name(student_as_teacher.POOR)}') == 1
     assert set(epochs.values()) == {2}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import runs, unlabelled
+from experiments import shipping, unlabelled
 from kdjax import data, export, models, networks
 
 SHARES = (0.1, 1.0)
@@ -85,7 +85,7 @@ def test_rows_hold_what_the_files_give(finished, rows):
 
     def logits(name, inputs):
         x = np.float64(inputs)
-        params = export.load_weights(finished[0] / 'networks' / 'seed0' / runs.file_name(name))['params']
+        params = export.load_weights(finished[0] / 'networks' / 'seed0' / shipping.file_name(name))['params']
         for layer in sorted(params.keys() - {'head'}):
             x = np.maximum(x @ np.float64(params[layer]['kernel']) + np.float64(params[layer]['bias']), 0)
         return x @ np.float64(params['head']['kernel']) + np.float64(params['head']['bias'])

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import settings
 from kdjax import training
 from kdjax.batches import Batch
 
@@ -22,6 +23,11 @@ class Trained(NamedTuple):
     teacher: Any
     student: Any
     variables: dict[str, Any]
+
+
+def config(script: Any, **flags: Any) -> Any:
+    """The config of a script with these flags, as its command line would make it."""
+    return settings.with_flags(script.Config(), **flags)
 
 
 def run(script: Any, config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Trained]]:
@@ -40,16 +46,16 @@ def run(script: Any, config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, 'fit', record)
         script.main(config)
-    output = pathlib.Path(config.output)
+    output, seeds = pathlib.Path(config.output), config.training.seeds
     rows = {row['name']: row for row in json.loads((output / 'report.json').read_text())['rows']}
     text = (output / 'report.md').read_text()
     for name, row in rows.items():
         assert f'| {name} |' in text
         assert 0 <= row['accuracy_mean'] <= 1
-        assert row['runs'] == config.seeds
+        assert row['runs'] == seeds
         assert all(math.isfinite(row[key]) for key in ('bytes', 'latency_ms'))
         # One seed says nothing of the deviation.
-        assert row['accuracy_std'] is None if config.seeds == 1 else math.isfinite(row['accuracy_std'])
+        assert row['accuracy_std'] is None if seeds == 1 else math.isfinite(row['accuracy_std'])
     assert (output / 'figure.png').stat().st_size > 1000
     return rows, trained
 
