@@ -8,8 +8,9 @@
   Such rows say what that order costs.
 """
 
+import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,8 @@ import optax
 
 from kdjax import export, models, networks, pruning, quantization
 
-PRUNINGS = ('unstructured', '2:4', 'channels')
+SPARSITIES = {'unstructured': 0.8, '2:4': 0.5, 'channels': 0.5}
+PRUNINGS = tuple(SPARSITIES)
 AWARE = 'quantization-aware'
 QUANTIZATIONS = {
     'dynamic': quantization.Rule(ranges='dynamic'),
@@ -36,13 +38,15 @@ class Pruning(NamedTuple):
       chosen: what is pruned: `leaves` and `masks` of `pruning.prune`.
       at_once: sets the smallest magnitudes among parameters to zero, without training.
       finish: takes out of the pruned variables what need not be kept.
-      network: that fits what is left.
+      module: that fits what is left.
+      network: of that module.
     """
 
     sparsity: float
     chosen: dict[str, Any]
     at_once: Callable[[Any], Any]
     finish: Callable[[dict[str, Any]], dict[str, Any]]
+    module: nn.Module
     network: networks.Network
 
 
@@ -90,32 +94,49 @@ def network_of(module: nn.Module, prepare: Callable[[Any], jax.Array]) -> networ
 
 def ways_to_prune(module: nn.Module, prepare: Callable[[Any], jax.Array], inputs: Any) -> dict[str, Pruning]:
     """The ways to prune a student, by name; of `inputs` only the shapes count."""
+    return {name: way_to_prune(name, sparsity, module, prepare, inputs) for name, sparsity in SPARSITIES.items()}
+
+
+def way_to_prune(name: str, sparsity: float, module: nn.Module, prepare: Callable[[Any], jax.Array], inputs: Any) -> Pruning:
+    """A way to prune a student.
+
+    Args:
+      name: `'unstructured'`, `'2:4'`, which zeroes half, or `'channels'`.
+      sparsity: the share that goes: of the weights, or of the channels of every layer.
+      module: the student's.
+      prepare: makes inputs ready for it.
+      inputs: a batch, of which only the shapes count.
+
+    Raises:
+      ValueError: the student has no channels that can be removed, or none of its kind with fewer exists.
+    """
     student = network_of(module, prepare)
+    way = functools.partial(_way, module, student)
+    if name == 'unstructured':
+        return way(sparsity)
+    if name == '2:4':
+        # Inputs that are not a multiple of four are those of the first layer.
+        fours = lambda path, leaf: leaf.ndim >= 2 and leaf.shape[-2] % 4 == 0  # noqa: E731
+        return way(0.5, leaves=fours, masks=pruning.n_m_masks(2, 4))
     variables = jax.jit(student.init)(jax.random.key(0), inputs)
     channels = pruning.channel_groups(student, variables, inputs)
-
-    def way(sparsity: float, **chosen: Any) -> Pruning:
-        optimizer = pruning.prune(optax.set_to_zero(), sparsity, **chosen)
-
-        @jax.jit
-        def at_once(params: Any) -> Any:
-            updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-            return optax.apply_updates(params, updates)
-
-        return Pruning(sparsity, chosen, at_once, lambda variables: variables, student)
-
-    half = way(0.5, leaves=channels.leaves, masks=channels.masks)
+    fewer = way(sparsity, leaves=channels.leaves, masks=channels.masks)
     # As many channels of every group stay whatever the weights are: the module that fits these fits all.
-    smaller = pruning.remove_channels(channels, {**variables, 'params': half.at_once(variables['params'])})
+    smaller = pruning.remove_channels(channels, {**variables, 'params': fewer.at_once(variables['params'])})
     narrowed = models.narrow(module, smaller, jax.eval_shape(prepare, inputs))
-    return {
-        'unstructured': way(0.8),
-        # Inputs that are not a multiple of four are those of the first layer.
-        '2:4': way(0.5, leaves=lambda path, leaf: leaf.ndim >= 2 and leaf.shape[-2] % 4 == 0, masks=pruning.n_m_masks(2, 4)),
-        'channels': half._replace(
-            finish=lambda variables: pruning.remove_channels(channels, variables), network=network_of(narrowed, prepare)
-        ),
-    }
+    finish = lambda variables: pruning.remove_channels(channels, variables)  # noqa: E731
+    return fewer._replace(finish=finish, module=narrowed, network=network_of(narrowed, prepare))
+
+
+def _way(module: nn.Module, student: networks.Network, sparsity: float, **chosen: Any) -> Pruning:
+    optimizer = pruning.prune(optax.set_to_zero(), sparsity, **chosen)
+
+    @jax.jit
+    def at_once(params: Any) -> Any:
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    return Pruning(sparsity, chosen, at_once, lambda variables: variables, module, student)
 
 
 def keep_zeros() -> optax.GradientTransformation:
@@ -199,7 +220,7 @@ def compress(
     return made
 
 
-def ship(folder: pathlib.Path, compressed: Compressed, inputs: Any) -> None:
+def ship(folder: pathlib.Path, compressed: Compressed, inputs: Any, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes the folder to ship, unless it is there, with integers if the network is quantized; inputs give only shapes."""
     if folder.exists():
         return
@@ -207,4 +228,4 @@ def ship(folder: pathlib.Path, compressed: Compressed, inputs: Any) -> None:
     if rule is not None:
         variables = quantization.quantize_variables(network, rule, variables, inputs)
         network = quantization.quantize_network(network, rule)
-    export.save(folder, network, variables, inputs)
+    export.save(folder, network, variables, inputs, metadata=metadata)

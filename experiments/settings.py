@@ -94,6 +94,11 @@ OF_NO_CONSEQUENCE = ('compilation_cache', 'profile', 'tensorboard')
 """Flags that change no number: a run may be taken up again with others."""
 
 
+def without_consequence() -> dict[str, Any]:
+    """The defaults of the flags that change no number."""
+    return {field.name: field.default for field in dataclasses.fields(Training) if field.name in OF_NO_CONSEQUENCE}
+
+
 def fields(config: Any) -> Iterator[tuple[str, Any, Any]]:
     """The name, the type and the value of every flag, those of the shared settings too."""
     types = typing.get_type_hints(type(config), include_extras=True)

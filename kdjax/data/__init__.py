@@ -1,7 +1,7 @@
-"""Data: image data sets in memory, few labels, and augmentation on the device."""
+"""Data: image data sets of one's own and by name, few labels, and augmentation on the device."""
 
 from kdjax.data import augment
-from kdjax.data._dataset import Dataset, hide_labels, load, repeat_labelled, take
+from kdjax.data._dataset import Dataset, from_arrays, hide_labels, load, repeat_labelled, take
 from kdjax.data._shards import dirichlet_shards, stack_shards
 from kdjax.data.augment import channel_statistics, normalize
 
@@ -10,6 +10,7 @@ __all__ = [
     'augment',
     'channel_statistics',
     'dirichlet_shards',
+    'from_arrays',
     'hide_labels',
     'load',
     'normalize',

@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from kdjax.batches import Batch
+from kdjax.data._arrays import of_arrays
+from kdjax.data._splits import Found
 from kdjax.dependencies import needed_for
 
 _TEST_EXAMPLES = 360
 
 
-def read_digits() -> tuple[Batch, Batch]:
-    """Returns the training and the test split, 1437 and 360 examples; there is no official split, so this one is fixed here.
+def read_digits() -> Found:
+    """Returns 1437 training and 360 test examples; there is no official split, so this one is fixed here.
 
     Raises:
       ModuleNotFoundError: scikit-learn is not installed.
@@ -18,12 +19,8 @@ def read_digits() -> tuple[Batch, Batch]:
         from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
-    data = {
-        # Pixels are 0 to 16.
-        'inputs': np.round(images[order].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8),
-        'labels': labels[order].astype(np.int32),
-    }
-    return (
-        {key: array[_TEST_EXAMPLES:] for key, array in data.items()},
-        {key: array[:_TEST_EXAMPLES] for key, array in data.items()},
-    )
+    # Pixels are 0 to 16.
+    pixels = np.round(images[order].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    numbers = labels[order].astype(np.int32)
+    train, test = (of_arrays(pixels[part], numbers[part]) for part in (slice(_TEST_EXAMPLES, None), slice(_TEST_EXAMPLES)))
+    return Found(tuple(map(str, range(10))), {'train': train, 'test': test}, stratified=False)

@@ -3,6 +3,8 @@
 import difflib
 import importlib.util
 import pathlib
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import array_record  # noqa: F401  # this and Pillow are imported by tfds, but only in the threads that read
@@ -12,32 +14,42 @@ import PIL  # noqa: F401
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
-from kdjax.batches import Batch
+from kdjax.data._cache import free_memory
+from kdjax.data._pixels import as_pixels, resize
+from kdjax.data._splits import Found, Images
 from kdjax.errors import first_line
 
 _CHUNK = 1024
+_AT_ONCE = 0.25
+"""Of the free memory, what one split may take."""
 
 
-def read_tfds(name: str, data_dir: str | None) -> tuple[Batch, Batch, int]:
-    """Reads the training and the test split of an image classification data set, and its number of classes.
+def read_tfds(name: str, data_dir: str | None) -> Found:
+    """Finds the images and classes of a data set of TensorFlow Datasets.
+
+    Its splits `train`, `validation` and `test` are taken; where there is one of the latter two, it is the test split.
 
     Raises:
-      ValueError: TFDS knows no such data set, it cannot be prepared or read, or it is not one of images of one size with
-        labels.
+      ValueError: TFDS knows no such data set, it cannot be prepared or read, or it is not one of images with labels.
     """
     builder = _prepared_builder(name, data_dir)
     keys = builder.info.supervised_keys
     if keys is None or len(keys) != 2 or not isinstance(builder.info.features[keys[1]], tfds.features.ClassLabel):
         raise ValueError(f'{name} is not a classification data set: its supervised keys are {keys}')
-    images = builder.info.features[keys[0]]
-    if images.np_dtype != np.uint8 or len(images.shape) != 3:
-        kind = np.dtype(images.np_dtype)
-        raise ValueError(f'{name} is not a data set of uint8 images: its {keys[0]} is {kind} {images.shape}')
-    test = next((split for split in ('test', 'validation') if split in builder.info.splits), None)
-    if 'train' not in builder.info.splits or test is None:
-        raise ValueError(f'{name} needs a train and a test split; it has {", ".join(builder.info.splits)}')
-    splits = [_read_split(builder, split, *keys) for split in ('train', test)]
-    return splits[0], splits[1], builder.info.features[keys[1]].num_classes
+    feature = builder.info.features[keys[0]]
+    if len(feature.shape) != 3 or feature.np_dtype not in (np.uint8, np.uint16, np.float32, np.bool_):
+        kind = np.dtype(feature.np_dtype)
+        raise ValueError(f'{name} is not a data set of images: its {keys[0]} is {kind} {feature.shape}')
+    there = [split for split in builder.info.splits if builder.info.splits[split].num_examples]
+    test = next((split for split in ('test', 'validation') if split in there), None)
+    if 'train' not in there:
+        raise ValueError(f'{name} needs a split called train; it has {", ".join(there) or "none with examples"}')
+    splits = {'train': 'train'} | ({} if test is None else {'test': test})
+    if test is None:
+        print(f'{name} has no test split: one is drawn from its training split', file=sys.stderr)
+    images = {split: _images(builder, official, *keys) for split, official in splits.items()}
+    # As they have always been drawn here, so that results stay what they were.
+    return Found(tuple(builder.info.features[keys[1]].names), images, stratified=False)
 
 
 def _prepared_builder(name: str, data_dir: str | None) -> Any:
@@ -73,21 +85,54 @@ def _prepared_builder(name: str, data_dir: str | None) -> Any:
     return builder
 
 
-def _read_split(builder: Any, split: str, image: str, label: str) -> Batch:
+def _images(builder: Any, split: str, image: str, label: str) -> Images:
+    """A split whose images are read at once where their number and size are no reason against it, and piece by piece else."""
+    feature, number = builder.info.features[image], builder.info.splits[split].num_examples
+    static = None not in feature.shape
+    size = number * int(np.prod(feature.shape)) if static else builder.info.splits[split].num_bytes
+    free = free_memory()
+    if free is None or size < _AT_ONCE * free:
+        examples = [example for chunk in _chunks(_source(builder, split)) for example in chunk]
+        labels = np.array([example[label] for example in examples], np.int32)
+        pixels = _pixels([example[image] for example in examples], builder.name)
+        at_hand = lambda indices, size: _sized([pixels[i] for i in indices], size)  # noqa: E731
+        return Images(labels, at_hand, lambda: {x.shape for x in pixels})
+    undecoded = _source(builder, split, decoders={image: tfds.decode.SkipDecoding()})
+    labels = np.array([example[label] for chunk in _chunks(undecoded) for example in chunk], np.int32)
+    source = _source(builder, split)
+
+    def read(indices: Sequence[int], size: tuple[int, int] | None) -> list[np.ndarray]:
+        found = source.__getitems__([int(i) for i in indices])
+        return _sized(_pixels([example[image] for example in found], builder.name), size)
+
+    def shapes() -> set[tuple[int, int, int]]:
+        if static:
+            return {tuple(feature.shape)}
+        return {x.shape for start in range(0, number, _CHUNK) for x in read(range(start, min(number, start + _CHUNK)), None)}
+
+    return Images(labels, read, shapes)
+
+
+def _pixels(images: list[np.ndarray], name: str) -> list[np.ndarray]:
+    return [image if image.dtype == np.uint8 else as_pixels(image[None], where=name)[0] for image in images]
+
+
+def _sized(images: list[np.ndarray], size: tuple[int, int] | None) -> list[np.ndarray]:
+    if size is None:
+        return images
+    return [resize(image, size) for image in images]
+
+
+def _source(builder: Any, split: str, **options: Any) -> Any:
     try:
-        source = builder.as_data_source(split=split)
+        return builder.as_data_source(split=split, **options)
     except NotImplementedError as error:
         raise ValueError(f'{builder.name} in {builder.data_dir} is not in ArrayRecord format: {error}') from error
+
+
+def _chunks(source: Any) -> Any:
     # Reading in chunks is ten times faster than one by one, and grain reads them ahead in threads.
     chunks = grain.MapDataset.range(-(-len(source) // _CHUNK)).map(
         lambda i: source.__getitems__(list(range(i * _CHUNK, min((i + 1) * _CHUNK, len(source)))))
     )
-    examples = [example for chunk in chunks.to_iter_dataset(grain.ReadOptions(num_threads=4)) for example in chunk]
-    shapes = {example[image].shape for example in examples}
-    if len(shapes) > 1:
-        raise ValueError(f'{builder.name} has images of {len(shapes)} sizes, and only images of one size are supported')
-    shape = (0, 1, 1, 1) if not examples else (-1, *shapes.pop())
-    return {
-        'inputs': np.array([example[image] for example in examples], np.uint8).reshape(shape),
-        'labels': np.array([example[label] for example in examples], np.int32),
-    }
+    return chunks.to_iter_dataset(grain.ReadOptions(num_threads=4))

@@ -2,7 +2,7 @@
 
 from kdjax.problems import Problem, TrainState
 from kdjax.training._augmentation import Views, one_view
-from kdjax.training._checkpoints import checkpoint_manager, restore, restore_best, restore_newest, save
+from kdjax.training._checkpoints import checkpoint_manager, restore, restore_best, restore_newest, restore_variables, save
 from kdjax.training._epochs import Epoch, in_memory_epoch, steps_per_epoch
 from kdjax.training._evaluation import Evaluate, best_class_shift, evaluator
 from kdjax.training._loaders import LoadedBatches, loader_epoch
@@ -42,6 +42,7 @@ __all__ = [
     'restore',
     'restore_best',
     'restore_newest',
+    'restore_variables',
     'save',
     'skip_nonfinite',
     'steps_per_epoch',

@@ -187,6 +187,54 @@ def restore(manager: ocp.CheckpointManager, step: int, like: TrainState) -> Trai
     return _restore(manager, step, like)[0]
 
 
+def restore_variables(
+    directory: str | pathlib.Path, *, monitor: str = 'accuracy', mode: Literal['min', 'max'] = 'max'
+) -> dict[str, Any]:
+    """Reads a student's variables out of the folder of checkpoints that `training.fit` wrote, for whatever comes after it.
+
+    Neither the objective nor the optimizer that trained it need to be known. They are those of the student itself, not averages
+    of them.
+
+    Args:
+      directory: the folder.
+      monitor: the metric of validation that tells which checkpoint is best; where none was validated, the newest is taken.
+      mode: whether it is best where it is largest, `'max'`, or smallest, `'min'`.
+
+    Returns:
+      The variables, as numpy arrays.
+
+    Raises:
+      ValueError: there is no checkpoint that is whole.
+    """
+    directory = pathlib.Path(directory).absolute()
+    if not directory.is_dir():
+        raise ValueError(f'{directory} is no folder of checkpoints')
+    damaged = ''
+    with checkpoint_manager(directory, monitor=monitor, mode=mode) as manager:
+        measured = {step: (manager.metrics(step) or {}).get(monitor) for step in manager.all_steps()}
+        sign = 1 if mode == 'max' else -1
+        # The best first, of equals the last; those that were not validated after them, the newest first.
+        rank = {step: (value is not None, sign * (value or 0.0), step) for step, value in measured.items()}
+        for step in sorted(rank, key=rank.__getitem__, reverse=True):
+            try:
+                return _stored_variables(manager, step)
+            except Exception as error:  # whatever the storage layers raise for a damaged file
+                damaged = f': {first_line(error)}'
+    raise ValueError(f'{directory} holds no checkpoint that can be read{damaged}')
+
+
+def _stored_variables(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The variables in a checkpoint, as it describes itself."""
+    as_numpy = lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # noqa: E731 - takes no memory
+    wanted = jax.tree.map(as_numpy, _stored_tree(manager, step))
+    tree: dict[str, Any] = dict(manager.restore(step, args=ocp.args.StandardRestore(wanted)))
+    # In another order than that of the state, whose types are not known here.
+    stored = sorted(np.asarray(tree.pop('checksums')).tolist())
+    if sorted(checksums(tree).tolist()) != stored:
+        raise ValueError('an array is not what was saved, by its checksum')
+    return {'params': tree['state']['params'], **tree['state']['model_state']}
+
+
 _CHECKSUM = 'crc32'
 
 

@@ -260,3 +260,43 @@ def test_a_flipped_bit_that_storage_reads_without_a_word_is_found_by_the_checksu
         step, state = training.restore_newest(manager, states[0], SETTINGS)
     assert step == 4
     chex.assert_trees_all_equal(host(state), host(states[0]))
+
+
+def test_variables_are_read_without_the_optimizer_that_trained_them(tmp_path):
+    network = networks.from_linen(nn.Sequential([nn.Dense(4), nn.Dense(3)]))
+    data = {'inputs': np.eye(6, dtype=np.float32), 'labels': np.arange(6, dtype=np.int32) % 3}
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.adam(0.1))
+    ranks = iter([0.2, 0.9, 0.5])
+    fitted = training.fit(
+        problem,
+        data,
+        key=jax.random.key(0),
+        batch_size=3,
+        epochs=3,
+        directory=tmp_path / 'run',
+        validate=lambda variables: {'accuracy': next(ranks)},
+        progress=False,
+    )
+    assert fitted.best_step == 4
+    found = training.restore_variables(tmp_path / 'run')
+    chex.assert_trees_all_equal(found, jax.device_get(fitted.best_variables))
+    # What is best is a question of the metric.
+    newest = training.restore_variables(tmp_path / 'run', monitor='nll')
+    chex.assert_trees_all_equal(newest, jax.device_get(fitted.variables))
+    with pytest.raises(ValueError, match='is no folder of checkpoints'):
+        training.restore_variables(tmp_path / 'none')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='holds no checkpoint that can be read'):
+        training.restore_variables(tmp_path / 'empty')
+
+
+def test_damaged_variables_are_never_returned(tmp_path):
+    network = networks.from_linen(nn.Dense(3))
+    data = {'inputs': np.eye(6, dtype=np.float32), 'labels': np.arange(6, dtype=np.int32) % 3}
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
+    options = {'key': jax.random.key(0), 'batch_size': 3, 'epochs': 1, 'directory': tmp_path / 'run', 'progress': False}
+    training.fit(problem, data, **options)
+    file = max((path for path in (tmp_path / 'run').rglob('d/*') if path.is_file()), key=lambda path: path.stat().st_size)
+    file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    with pytest.raises(ValueError, match='holds no checkpoint that can be read'):
+        training.restore_variables(tmp_path / 'run')
