@@ -217,7 +217,8 @@ def accuracy_table(results: Sequence[dict[str, Any]]) -> str:
             spread(row, 'accuracy', 1, scale=100),
             *(f'{row[key]:,}' for key in ('parameters', 'nonzero', 'bytes')),
             f'{row["latency_ms"]:.3f}',
-            *(spread(row, key, 3) for key in further),
+            # What was changed after training has no best epoch, and the like.
+            *(spread(row, key, 3) if f'{key}_mean' in row else '' for key in further),
         ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)

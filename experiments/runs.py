@@ -121,11 +121,11 @@ def run(experiment: Callable[[Any], Experiment], config: Any) -> None:
     batch_size = config.training.batch_size
     for split, problems in made.problems:
         check(split, batch_size, *problems)
-    mesh = make_mesh(batch_size, fsdp=config.training.fsdp)
+    devices = mesh(batch_size, fsdp=config.training.fsdp)
     output = open_output(config)
     if output is None:
         return
-    rows = made.rows(Run(output, config.training, mesh))
+    rows = made.rows(Run(output, config.training, devices))
     reporting.write_report(
         output,
         rows,
@@ -161,6 +161,13 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
         sys.exit(128 + signal.SIGINT)
     except (ValueError, training.NonFiniteLossError, OSError, ImportError) as error:
         sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Raises for the first flag that is below a number, of a config whose types do not say it; see `settings.check_ranges`."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
 
 
 @contextlib.contextmanager
@@ -235,7 +242,7 @@ def check(split: Batch, batch_size: int, *problems: training.Problem) -> None:
         jax.eval_shape(problem.init, jax.random.key(0), take_examples(split, slice(0, batch_size)))
 
 
-def make_mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
+def mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
     """A mesh of `devices_used(batch_size)` devices, and says so if these are not all; see `parallel.data_parallel`."""
     used, there = devices_used(batch_size), jax.device_count()
     if used < there:
@@ -248,7 +255,7 @@ def make_mesh(batch_size: int, *, fsdp: int = 1) -> jax.sharding.Mesh:
 
 
 def devices_used(batch_size: int) -> int:
-    """How many devices `make_mesh` takes: as many as divide the batch; with several hosts, all of theirs."""
+    """How many devices `mesh` takes: as many as divide the batch; with several hosts, all of theirs."""
     return math.gcd(batch_size, jax.device_count()) if jax.process_count() == 1 else jax.device_count()
 
 

@@ -136,9 +136,7 @@ def ship(run: runs.Run, dataset: data.Dataset, made: Mapping[str, Sequence[Made]
     for name, each in made.items():
         for seed, one in enumerate(each):
             folder = _folder(run.output, name, seed)
-            write = functools.partial(
-                compression.ship, folder, jax.device_get(one.shipped), dataset.test['inputs'][:1], metadata
-            )
+            write = functools.partial(compression.ship, folder, jax.device_get(one.shipped), inputs, metadata)
             parallel.on_first_host(write, str(folder))
     last = list(made)[-1]
     folders = [_folder(run.output, last, seed) for seed in range(len(made[last]))]

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdjax.data._pixels import as_labels, as_pixels, resize
 from kdjax.data._splits import Found, Images
+from kdjax.errors import first_line
 
 _INPUTS = ('inputs', 'images', 'x', 'X', 'data')
 _LABELS = ('labels', 'y', 'Y', 'targets', 'label')
@@ -72,8 +73,10 @@ def _load(path: pathlib.Path) -> Mapping[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     for file in files:
         try:
-            content = np.load(file, allow_pickle=False)
-            arrays |= dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {file.stem: content}
+            # numpy leaves a file that it opens itself open where it is torn.
+            with file.open('rb') as opened:
+                content = np.load(opened, allow_pickle=False)
+                arrays |= dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {file.stem: content}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f'{file} cannot be read as numpy arrays: {str(error).splitlines()[0]}') from error
+            raise ValueError(f'{file} cannot be read as numpy arrays: {first_line(error)}') from error
     return arrays

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import classification, quickstart, runs, shipping
+from experiments import quickstart, runs, shipping
 from kdjax import export, training
 
 NAMES = [
@@ -134,35 +134,3 @@ def test_command_line_explains_and_refuses_in_one_line(monkeypatch, capsys, tmp_
     with pytest.raises(SystemExit) as ended:
         runs.command_line(quickstart.Config, quickstart.main)
     assert ended.value.code == 'error: --epochs must be at least 1, got 0'
-
-
-def classify(tmp_path, teachers, **changes):
-    return classification.Config(
-        teacher='cnn_8_16',
-        student='cnn_8_16',
-        seeds=1,
-        epochs=1,
-        batch_size=256,
-        augment='crop_flip',
-        teachers=str(teachers),
-        output=str(tmp_path / 'run'),
-        **changes,
-    )
-
-
-@pytest.mark.parametrize('recipe,labels', [('soft_targets', None), ('attention_transfer', 100), ('crd', 100)])
-def test_recipes_train_a_classifier(tmp_path, tmp_path_factory, recipe, labels):
-    # One teacher for all recipes, as the command line would have it.
-    teachers = tmp_path_factory.getbasetemp() / 'teachers'
-    classification.main(classify(tmp_path, teachers, recipe=recipe, labels=labels))
-    report = json.loads((tmp_path / 'run' / 'report.json').read_text())
-    assert [row['name'] for row in report['rows']] == ['teacher', 'student alone', 'distilled']
-    assert all({'best_accuracy_mean', 'best_accuracy_std', 'agreement_mean'} <= row.keys() for row in report['rows'])
-    assert len(list(teachers.iterdir())) == 1
-
-
-@pytest.mark.parametrize('recipe', ['overhaul', 'activation_boundary'])
-def test_recipes_that_a_pair_cannot_have_are_refused(tmp_path, recipe):
-    with pytest.raises(ValueError, match=f'the recipe {recipe} needs networks with batch norm, such as resnet8'):
-        classification.main(classify(tmp_path, tmp_path / 'teachers', recipe=recipe))
-    assert not list(tmp_path.iterdir())

@@ -77,13 +77,13 @@ def test_an_experiment_of_two_hosts_writes_its_files_once(tmp_path):
     flags = {'dataset': 'digits', 'epochs': 1, 'seeds': 1, 'teacher': 'mlp_30', 'student': 'mlp_30'}
     flags |= {'output': tmp_path / 'run', 'teachers': tmp_path / 'teachers'}
     flags = [part for name, value in flags.items() for part in (f'--{name}', value)]
-    first, second = two_processes('-m', 'experiments.classification', *flags, timeout=600)
+    first, second = two_processes('-m', 'experiments.distil', *flags, timeout=600)
     assert 'The report is' in first
     assert 'report' not in second
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
     assert [row['name'] for row in report['rows']] == ['teacher', 'student alone', 'distilled']
     lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
-    assert [line['run'] for line in lines] == ['seed0/alone'] * 2 + ['seed0/distilled'] * 2
+    assert [line['run'] for line in lines] == ['seed0/student-alone'] * 2 + ['seed0/distilled'] * 2
     assert not list((tmp_path / 'run').rglob('*.partial'))
 
 

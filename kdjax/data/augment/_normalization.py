@@ -38,7 +38,12 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     """
     # Counting values is exact, where a sum over millions of float32 pixels is not.
     values = np.arange(256) / 255
-    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(images.shape[-1])]
+    counts = [np.zeros(256, np.int64) for _ in range(images.shape[-1])]
+    # Piece by piece, as images on disk need not fit in memory.
+    for start in range(0, len(images), 1024):
+        piece = np.asarray(images[start : start + 1024])
+        for channel, count in enumerate(counts):
+            count += np.bincount(piece[..., channel].ravel(), minlength=256)
     means = [float(count @ values / count.sum()) for count in counts]
     variances = [float(count @ (values - mean) ** 2 / count.sum()) for count, mean in zip(counts, means, strict=True)]
     # A channel that never changes is left as it is.
