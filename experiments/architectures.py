@@ -1,13 +1,12 @@
 """Networks by the names that distillation tables use, for command lines."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
 from kdjax import models, networks
-from kdjax.recipes import Pair
 
 _X4 = (32, 64, 128, 256)
 
@@ -35,11 +34,6 @@ def network(architecture: Architecture, classes: int, *, recipe: str | None = No
     made = networks.from_linen(architecture.make(classes), features=features, class_gradients=gradients)
     made = networks.tap_parameters(made, tuple(f'{norm}/{name}' for norm in architecture.norms for name in ('scale', 'bias')))
     return networks.tap_jacobian(made) if recipe == 'jacobian' else made
-
-
-def pair(student: Architecture, teacher: Architecture, steps_per_epoch: int, epochs: int, labels: Any) -> Pair:
-    """What recipes need to know of two of them."""
-    return Pair(student.stages, teacher.stages, steps_per_epoch, epochs, student.norms, teacher.norms, labels)
 
 
 def cnn(channels: tuple[int, ...], hidden: tuple[int, ...]) -> Architecture:

@@ -34,7 +34,7 @@ from experiments.architectures import ARCHITECTURES
 from experiments.compression import AWARE, QUANTIZATIONS, SPARSITIES
 from experiments.settings import Count, Positive, Within
 from experiments.stages import ALONE, DISTILLED, PRUNED, QUANTIZED, TEACHER, Plan, Stage
-from kdjax import data, networks, objectives, pruning, quantization, training
+from kdjax import data, networks, objectives, pruning, quantization, recipes, training
 from kdjax.recipes import RECIPES
 
 AUGMENTATIONS = {
@@ -151,7 +151,7 @@ def plan_of(config: Config, dataset: data.Dataset) -> Plan:
     def recipe_for(epochs: int) -> objectives.Objective:
         # Where only some have labels, which they are differs from seed to seed: contrastive recipes go by the example alone.
         labels = dataset.train['labels'] if config.labels is None else np.full_like(dataset.train['labels'], -1)
-        pair = architectures.pair(ARCHITECTURES[config.student], ARCHITECTURES[config.teacher], steps, epochs, labels)
+        pair = recipes.pair(student, teacher, inputs, steps_per_epoch=steps, epochs=epochs, labels=labels)
         return RECIPES[config.recipe](pair)
 
     teacher, student = network(config.teacher), network(config.student)

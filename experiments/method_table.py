@@ -26,7 +26,7 @@ import tyro
 from tqdm.auto import tqdm
 
 from experiments import architectures, figures, reporting, runs, shipping
-from kdjax import data, metrics, models, networks, objectives, parallel, training
+from kdjax import data, metrics, models, networks, objectives, parallel, recipes, training
 from kdjax.batches import Batch, take_examples
 from kdjax.pooling import average_pool
 from kdjax.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
@@ -170,7 +170,8 @@ def compare(
 
     evaluate = training.evaluator(student)
     steps = training.steps_per_epoch(transfer, BATCH_SIZE)
-    pair = architectures.pair(family.student, family.teacher, steps, config.epochs, transfer['labels'])
+    some, labels = transfer['inputs'][:BATCH_SIZE], transfer['labels']
+    pair = recipes.pair(student, teacher, some, steps_per_epoch=steps, epochs=config.epochs, labels=labels)
     baseline = None
     for method in family.recipes:
         if config.methods and method not in (BASELINE, *config.methods):

@@ -23,7 +23,7 @@ def attention_transfer(
 ) -> jax.Array:
     """AT, attention transfer: difference of the maps that say where each network is active, per example.
 
-    Q = vec(mean_c |f_c|^p) / ||vec(mean_c |f_c|^p)||. `variant='mean_square'`, behind published tables with weight 1000:
+    Q = vec(mean_c |f_c|^p) / ||vec(mean_c |f_c|^p)||. `variant='mean_square'`, behind published tables:
     the mean over positions of (Q_s - Q_t)². `variant='norm'`, the paper's: ||Q_s - Q_t||. Channel counts may differ. Where
     sizes differ, the map of the larger is average-pooled to the smaller before it is normalised.
 

@@ -22,7 +22,7 @@ def correlation_congruence(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """CC, correlation congruence: squared difference of both networks' kernel matrices over the batch, a scalar [0.02].
+    """CC, correlation congruence: squared difference of both networks' kernel matrices over the batch, a scalar.
 
     Σ_ij (k_t - k_s)² / B², with k(x, y) = e^(-2γ) Σ_p (2γ)^p / p! ⟨x, y⟩^p for p = 0 ... order, after each embedding has been
     divided by its L2 norm. Only then are these the first terms of the kernel exp(-γ ||x - y||²); some code leaves that out.

@@ -27,7 +27,7 @@ def crd(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """CRD, contrastive representation distillation: tell an example's own row of a memory from K others, per example [0.8].
+    """CRD, contrastive representation distillation: tell an example's own row of a memory from K others, per example.
 
     Both directions: the student's embedding v against rows w_0 (its own) ... w_K of the teacher's bank, and the teacher's
     against the student's. Each is -log h_0 - Σ_k log(1 - h_k), with h = p / (p + K / examples + ε), p = exp(⟨v, w⟩ / T) / Z.

@@ -23,7 +23,7 @@ def factor_transfer(
     """FT, factor transfer: mean absolute difference of two normalised factors, per example.
 
     mean |F_s / ||F_s|| - F_t / ||F_t|||, with L2 norms. `variant='paper'`: the mean is over all entries of the factors, where
-    the paper writes the L1 norm, their sum; published code takes this mean, and its weight [200] is that of a mean.
+    the paper writes the L1 norm, their sum; published code takes this mean, and its weight is that of a mean.
     `variant='attention'`, behind published tables: of maps, F = mean_c f_c², so that channels may differ. Where sizes differ,
     the larger factor is average-pooled to the smaller. The paraphraser and the translator that make the factors are
     `objectives.factor_transfer`'s.

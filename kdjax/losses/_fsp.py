@@ -25,8 +25,8 @@ def fsp(
     """FSP: mean squared difference of how the channels before and after a part of each network go together, per example.
 
     mean over [channels_in, channels_out] of (G_s - G_t)², with G = mean over positions of the outer products of the
-    activations `in` and `out`; the larger of the two is average-pooled to the smaller. Published weight [50], with one term
-    for each pair of neighbouring layers.
+    activations `in` and `out`; the larger of the two is average-pooled to the smaller. There is one term for
+    each pair of neighbouring layers.
 
     Args:
       student_in: activations [batch, height, width, channels_in], floating point of any precision; arithmetic is in float32.

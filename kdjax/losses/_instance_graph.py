@@ -26,7 +26,7 @@ def instance_graph(
     axis: int = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """IRG: difference of the two networks' instance relationship graphs over the examples of a batch, a scalar [0.1].
+    """IRG: difference of the two networks' instance relationship graphs over the examples of a batch, a scalar.
 
     vertices + `edges` · E + `transformations` · (Θ + Λ), each the mean square of a difference between student and teacher:
     - vertices: of the logits.

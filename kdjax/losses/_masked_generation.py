@@ -15,8 +15,7 @@ def masked_generation(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1,
 
     mean over all but the first axis of (g - f_t)². The random mask of positions and the generator of convolutions that
     makes g from the student's masked activation are `objectives.masked_generation`'s. Published code takes the sum over
-    an example, [2e-5] for detection and [7e-5] for classification; for this mean, multiply these weights by
-    height · width · channels.
+    an example; for this mean, multiply its weights by height · width · channels.
 
     Args:
       student: the generated activations [batch, ..., channels], floating point of any precision; arithmetic is in float32.

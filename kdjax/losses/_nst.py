@@ -18,8 +18,7 @@ def nst(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayL
 
     mean K(t, t) + mean K(s, s) - 2 mean K(s, t) over pairs of channels, with K(a, b) = (a · b)² of maps that are L2-normalised
     over positions. It is the squared distance of the two means of a aᵀ. Where sizes differ, the larger is average-pooled to
-    the smaller. Published code stops the gradient of K(t, t) or leaves it out; here it is there, as for all losses. Published
-    weight [50].
+    the smaller. Published code stops the gradient of K(t, t) or leaves it out; here it is there, as for all losses.
 
     Args:
       student: activations [batch, height, width, channels], floating point of any precision; arithmetic is in float32.

@@ -25,8 +25,8 @@ def activation_boundary(
     """AB: squared hinge that asks each of the student's neurons to be on where the teacher's is, off elsewhere, per example.
 
     Σ max(0, m - s)² where t > 0, Σ max(0, m + s)² where t <= 0, over all neurons of an example. The activations are those
-    before the ReLU. The teacher counts by its sign alone, so that its gradient is zero. Published code adds up layers with
-    weights [0.003], half of that for the layer before, and so on.
+    before the ReLU. The teacher counts by its sign alone, so that its gradient is zero. Published code adds up layers, each
+    with half the weight of the one after it.
 
     Args:
       student: pre-activations [batch, ..., channels], floating point of any precision; arithmetic is in float32.
@@ -64,8 +64,8 @@ def overhaul(
     """OFD: squared difference from the teacher's activation before its ReLU, cut off below a margin, per example.
 
     Σ (s - t')² with t' = max(t, m), over the elements of an example, leaving out those where s <= t' <= 0: the ReLU turns
-    both into 0 anyway. Published weight [1e-3] of the mean over the batch of this sum, half of that for the layer before,
-    and so on.
+    both into 0 anyway. Published code takes the mean over the batch of this sum, and adds up layers, each with
+    half the weight of the one after it.
 
     Args:
       student: activations before the ReLU [batch, ..., channels], after the connector, floating point of any precision;

@@ -13,7 +13,7 @@ from kdjax.meshes import on_any_mesh
 def pkt(
     student: ArrayLike, teacher: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
-    """PKT: divergence of the student's neighbourhoods in the batch from the teacher's, a scalar [30000].
+    """PKT: divergence of the student's neighbourhoods in the batch from the teacher's, a scalar.
 
     Σ_ij p_t log((p_t + ε) / (p_s + ε)) / B², with p_ij = k_ij / Σ_j k_ij and k = (cosine + 1) / 2. An example is a neighbour of
     itself. The mean is over B², as in published code that goes with the weight: B times less than the mean over examples.

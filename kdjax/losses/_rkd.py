@@ -11,7 +11,7 @@ from kdjax.meshes import on_any_mesh
 
 @on_any_mesh
 def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """RKD-D: difference of the distances between the examples, each network's in units of their mean, a scalar [25].
+    """RKD-D: difference of the distances between the examples, each network's in units of their mean, a scalar.
 
     Σ_ij huber(d_s - d_t) / B², with d_ij = ||x_i - x_j|| / μ, μ the mean of the distances that are positive, and
     huber(z) = z² / 2 up to |z| = 1, |z| - ½ beyond. Rotating, shifting or scaling either embedding changes nothing. Distances
@@ -48,7 +48,7 @@ def rkd_distance(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
 
 @on_any_mesh
 def rkd_angle(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> jax.Array:
-    """RKD-A: difference of the angles at which each example sees the others, a scalar [50].
+    """RKD-A: difference of the angles at which each example sees the others, a scalar.
 
     Σ_ijk huber(a_s - a_t) / B³, with a_ijk the cosine of the angle at x_i between x_j and x_k, 0 where either coincides with
     x_i, and huber(z) = z² / 2 up to |z| = 1, |z| - ½ beyond. Rotating, shifting or scaling either embedding changes nothing.

@@ -18,7 +18,7 @@ def vid(
 
     mean over all but the first axis of ½ ((μ - f_t)² / σ² + log σ²), without the constant ½ log 2π. It may be negative, and is
     lowest in σ² where σ² is the mean of (μ - f_t)². The regressor for μ and the trained σ² of each channel are
-    `objectives.vid`'s. Published weight [1].
+    `objectives.vid`'s.
 
     Args:
       mean: μ, the student's prediction [batch, ..., channels], floating point of any precision; arithmetic is in float32.

@@ -25,7 +25,7 @@ def factor_transfer(
     teacher's channels; the paraphraser's decoder mirrors it. The value is the autoencoder's mean squared error for the first
     `pretraining` steps, when nothing else should be trained (see `in_stages`); the paraphraser then stays as it is, and the
     value is `losses.factor_transfer`. With `pretraining=0` both are trained at once, and the value is their sum. The larger
-    image is average-pooled to the smaller. Published weight: 200.
+    image is average-pooled to the smaller. `kdjax.recipes.factor_transfer` has the published weight.
 
     Args:
       student: path of the student's layer.

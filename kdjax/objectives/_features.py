@@ -18,8 +18,8 @@ from kdjax.objectives._objective import Objective, Weight
 def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     """FitNets: `losses.hint` between a layer of the teacher and a trained regression from a layer of the student.
 
-    Its parameters are those of `connectors.Regressor`. Published weight: 100. As a stage of its own before the task, as in the
-    paper: `in_stages([hint(...), hard_labels()], [steps])`.
+    Its parameters are those of `connectors.Regressor`. `kdjax.recipes.hint` has the published weight.
+    As a stage of its own before the task, as in the paper: `in_stages([hint(...), hard_labels()], [steps])`.
 
     Args:
       student: path of the student's layer, one of the features that the student's network was made with.
@@ -38,7 +38,7 @@ def attention_transfer(
 ) -> Objective:
     """AT: `losses.attention_transfer` between a layer of the student and one of the teacher.
 
-    Published weight: 1000, summed over the stages.
+    `kdjax.recipes.attention_transfer` has the published weight, summed over the stages.
 
     Args:
       student: path of the student's layer.
@@ -50,7 +50,9 @@ def attention_transfer(
 
 
 def nst(student: str, teacher: str) -> Objective:
-    """NST, neuron selectivity transfer: `losses.nst` between a layer of each network. Published weight: 50.
+    """NST, neuron selectivity transfer: `losses.nst` between a layer of each network.
+
+    `kdjax.recipes.nst` has the published weight.
 
     Args:
       student: path of the student's layer.

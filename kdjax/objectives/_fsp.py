@@ -15,7 +15,9 @@ from kdjax.objectives._positions import counted_features, feature_counts
 
 
 def fsp(student: tuple[str, str], teacher: tuple[str, str]) -> Objective:
-    """FSP, the flow between two layers: `losses.fsp`. Published weight: 50.
+    """FSP, the flow between two layers: `losses.fsp`.
+
+    `kdjax.recipes.fsp` has the published weight.
 
     Where student and teacher differ in channels, a 1x1 convolution is trained on each of the student's two layers.
 

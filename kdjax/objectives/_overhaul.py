@@ -19,7 +19,8 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
     """OFD: `losses.overhaul` from a trained 1x1 convolution with batch norm on the student's layer.
 
     The layers are pre-activations. The margin of each channel is what the teacher's batch norm says of its negative values,
-    `losses.overhaul_margin`. Published weight: 1e-3, and half as much for every stage before the last.
+    `losses.overhaul_margin`.
+    `kdjax.recipes.overhaul` has the published weight.
 
     Args:
       student: path of the student's layer, before its ReLU.

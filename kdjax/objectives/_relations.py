@@ -20,7 +20,9 @@ from kdjax.objectives._positions import counted_features, counted_logits, logit_
 
 
 def similarity_preserving(student: str, teacher: str) -> Objective:
-    """SP: `losses.similarity_preserving` between a layer of the student and one of the teacher. Published weight: 3000.
+    """SP: `losses.similarity_preserving` between a layer of the student and one of the teacher.
+
+    `kdjax.recipes.similarity_preserving` has the published weight.
 
     Args:
       student: path of the student's layer.
@@ -30,7 +32,9 @@ def similarity_preserving(student: str, teacher: str) -> Objective:
 
 
 def pkt(student: str, teacher: str) -> Objective:
-    """PKT, probabilistic knowledge transfer: `losses.pkt` between two layers. Published weight: 30000.
+    """PKT, probabilistic knowledge transfer: `losses.pkt` between two layers.
+
+    `kdjax.recipes.pkt` has the published weight.
 
     Args:
       student: path of the student's layer.
@@ -40,7 +44,9 @@ def pkt(student: str, teacher: str) -> Objective:
 
 
 def rkd_distance(student: str, teacher: str) -> Objective:
-    """RKD-D, relational distillation of distances: `losses.rkd_distance` between two layers. Published weight: 25.
+    """RKD-D, relational distillation of distances: `losses.rkd_distance` between two layers.
+
+    `kdjax.recipes.rkd` has the published weight.
 
     Args:
       student: path of the student's layer.
@@ -50,7 +56,9 @@ def rkd_distance(student: str, teacher: str) -> Objective:
 
 
 def rkd_angle(student: str, teacher: str) -> Objective:
-    """RKD-A, relational distillation of angles: `losses.rkd_angle` between two layers. Published weight: 50.
+    """RKD-A, relational distillation of angles: `losses.rkd_angle` between two layers.
+
+    `kdjax.recipes.rkd` has the published weight.
 
     Args:
       student: path of the student's layer.
@@ -62,7 +70,9 @@ def rkd_angle(student: str, teacher: str) -> Objective:
 def correlation_congruence(
     student: str, teacher: str, *, gamma: Weight = 0.4, order: int = 2, variant: Literal['kernel', 'adjacent'] = 'kernel'
 ) -> Objective:
-    """CC: `losses.correlation_congruence` between two layers. Published weight: 0.02.
+    """CC: `losses.correlation_congruence` between two layers.
+
+    `kdjax.recipes.correlation_congruence` has the published weight.
 
     Args:
       student: path of the student's layer.

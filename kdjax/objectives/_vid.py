@@ -22,7 +22,7 @@ def vid(student: str, teacher: str) -> Objective:
 
     The mean comes from three 1x1 convolutions, the variance is softplus(ρ) + 1e-5, begins at 5 and is trained; the loss is
     `losses.vid`. The larger of two images is average-pooled to the smaller; layers may be of tokens [batch, length, width] too.
-    Published weight: 1.
+    `kdjax.recipes.vid` has the published weight.
 
     Args:
       student: path of the student's layer.

@@ -1,6 +1,6 @@
 """Recipes: an objective with the weights that its paper, or the tables that compare methods, published.
 
-    pair = recipes.Pair(student=('stage1', 'stage2', 'stage3'), teacher=('stage1', 'stage2', 'stage3'), steps_per_epoch=390)
+    pair = recipes.pair(student, teacher, batch['inputs'], steps_per_epoch=390)
     problem = training.distillation(student, teacher, recipes.decoupled_kd(pair), optimizer)
 
 Weights are those of the CIFAR-100 protocol where it has any. Each recipe is a function of the pair, since methods on features
@@ -40,7 +40,7 @@ from kdjax.recipes._logits import (
     standardized_logits,
     weighted_soft_labels,
 )
-from kdjax.recipes._pair import Pair, Recipe
+from kdjax.recipes._pair import Pair, Recipe, pair
 from kdjax.recipes._relations import correlation_congruence, crd, info_nce, instance_graph, pkt, rkd, similarity_preserving
 from kdjax.recipes._tokens import attention_maps, hidden_cosine, value_relations
 
@@ -125,6 +125,7 @@ __all__ = [
     'normalized_kd',
     'nst',
     'overhaul',
+    'pair',
     'pkt',
     'reverse_kl',
     'rkd',

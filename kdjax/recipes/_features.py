@@ -6,27 +6,31 @@ from collections.abc import Callable, Iterable
 
 from kdjax import objectives
 from kdjax.objectives import Objective
-from kdjax.recipes._pair import Pair, warm_up
+from kdjax.recipes._pair import Pair, on_layers, warm_up
 
 # Of the epochs, the share of a first stage in methods that train in two.
 FIRST_STAGE = 0.2
 
 
+@on_layers
 def hint(pair: Pair) -> Objective:
     """FitNets (Romero 2015): hard labels + 100 · hint between the middle stages, in one stage."""
     return objectives.combine(hard=objectives.hard_labels(), hint=100.0 * _middle(pair))
 
 
+@on_layers
 def hint_in_two_stages(pair: Pair) -> Objective:
     """FitNets (Romero 2015), as in the paper: the hint first, then the task."""
     return objectives.in_stages([_middle(pair), objectives.hard_labels()], [_first_stage(pair)])
 
 
+@on_layers
 def attention_transfer(pair: Pair) -> Objective:
     """AT (Zagoruyko 2017): hard labels + 1000 · attention transfer at every stage."""
     return _at_every_stage(pair, 'attention', 1000.0, objectives.attention_transfer)
 
 
+@on_layers
 def fsp(pair: Pair) -> Objective:
     """FSP (Yim 2017): hard labels + 50 · FSP between successive stages. The paper trains it first, the tables both at once."""
     flows = zip(
@@ -35,16 +39,19 @@ def fsp(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), fsp=50.0 * _sum(objectives.fsp(*flow) for flow in flows))
 
 
+@on_layers
 def nst(pair: Pair) -> Objective:
     """NST (Huang & Wang 2017): hard labels + 50 · NST at every stage."""
     return _at_every_stage(pair, 'nst', 50.0, objectives.nst)
 
 
+@on_layers
 def vid(pair: Pair) -> Objective:
     """VID (Ahn 2019): hard labels + VID at every stage."""
     return _at_every_stage(pair, 'vid', 1.0, objectives.vid)
 
 
+@on_layers
 def factor_transfer(pair: Pair) -> Objective:
     """FT (Kim 2018): the paraphraser first, then hard labels + 200 · factor transfer at the last stage."""
     first = _first_stage(pair)
@@ -54,12 +61,14 @@ def factor_transfer(pair: Pair) -> Objective:
     return objectives.combine(hard=hard, factors=200.0 * factors)
 
 
+@on_layers
 def factor_transfer_in_one_stage(pair: Pair) -> Objective:
     """FT (Kim 2018), paraphraser and student at once."""
     factors = objectives.factor_transfer(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), factors=200.0 * factors)
 
 
+@on_layers
 def activation_boundary(pair: Pair) -> Objective:
     """AB (Heo 2019): the boundaries of every stage first, then hard labels."""
     stages = _norms(pair, 'activation_boundary')
@@ -67,6 +76,7 @@ def activation_boundary(pair: Pair) -> Objective:
     return objectives.in_stages([1e-3 * boundaries, objectives.hard_labels()], [_first_stage(pair)])
 
 
+@on_layers
 def overhaul(pair: Pair) -> Objective:
     """OFD (Heo 2019b): hard labels + 1e-3 · overhaul of every stage, half as much for each before the last."""
     stages = _norms(pair, 'overhaul')
@@ -74,6 +84,7 @@ def overhaul(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), overhaul=1e-3 * distance)
 
 
+@on_layers
 def hierarchical_context(pair: Pair) -> Objective:
     """ReviewKD (Chen 2021): hard labels + knowledge review of all stages, warmed up over 20 epochs of 240."""
     count = min(len(pair.student), len(pair.teacher))
@@ -81,28 +92,33 @@ def hierarchical_context(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), review=warm_up(pair) * review)
 
 
+@on_layers
 def masked_generation(pair: Pair) -> Objective:
     """MGD (Yang 2022): hard labels + masked generation of the last stage. The weight is ours: the paper's is for a sum."""
     generation = objectives.masked_generation(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), generation=generation)
 
 
+@on_layers
 def channel_wise(pair: Pair) -> Objective:
     """CWD (Shu 2021): hard labels + 3 · channel-wise divergence of the last stage at temperature 4, as for segmentation."""
     channels = objectives.channel_wise(pair.student[-1], pair.teacher[-1])
     return objectives.combine(hard=objectives.hard_labels(), channels=3.0 * channels)
 
 
+@on_layers
 def singular_vectors(pair: Pair) -> Objective:
     """KDSVD (Lee 2018): hard labels + singular vectors of every stage. The weight is ours."""
     return _at_every_stage(pair, 'vectors', 1.0, objectives.singular_vectors)
 
 
+@on_layers
 def attention_distillation(pair: Pair) -> Objective:
     """Hard labels + attention-weighted differences of every stage. The weight is ours."""
     return _at_every_stage(pair, 'attention', 100.0, objectives.attention_distillation)
 
 
+@on_layers
 def loss_gradient_attention(pair: Pair) -> Objective:
     """LwM (Dhar 2019): hard labels + attention for the teacher's choice at the last stage. The weight is ours."""
     attention = objectives.loss_gradient_attention(pair.student[-1], pair.teacher[-1])

@@ -4,19 +4,22 @@ from collections.abc import Callable
 
 from kdjax import objectives
 from kdjax.objectives import Objective
-from kdjax.recipes._pair import Pair
+from kdjax.recipes._pair import Pair, on_layers
 
 
+@on_layers
 def hidden_cosine(pair: Pair) -> Objective:
     """DistilBERT (Sanh 2019): hard labels + the cosine of hidden states at every layer."""
     return _over_layers(pair, 'hidden', 1.0, objectives.hidden_cosine, '')
 
 
+@on_layers
 def attention_maps(pair: Pair) -> Objective:
     """TinyBERT (Jiao 2020): hard labels + squared differences of attention scores at every layer."""
     return _over_layers(pair, 'attention', 1.0, objectives.attention_maps, '/attention/scores')
 
 
+@on_layers
 def value_relations(pair: Pair) -> Objective:
     """MiniLM (Wang 2020): hard labels + divergence of attention and of value relations at the last layer."""
     layers = f'{pair.student[-1]}/attention', f'{pair.teacher[-1]}/attention'

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from experiments import architectures
-from kdjax import training
+from kdjax import recipes, training
 from kdjax.recipes import RECIPES, TRANSFORMER_RECIPES
 
 BATCH = 8
@@ -52,8 +52,11 @@ def train(recipe, name, student, teacher, steps=4):
         'labels': jnp.asarray(rng.integers(0, 3, BATCH), jnp.int32),
         'index': jnp.arange(BATCH),
     }
-    pair = architectures.pair(student, teacher, 2, 2, np.asarray(batch['labels']))
     networks = [architectures.network(x, 3, recipe=name) for x in (student, teacher)]
+    labels = np.asarray(batch['labels'])
+    pair = recipes.pair(*networks, batch['inputs'], steps_per_epoch=2, epochs=2, labels=labels)
+    assert (pair.student, pair.teacher) == (student.stages, teacher.stages)
+    assert (pair.student_norms, pair.teacher_norms) == (student.norms, teacher.norms)
     problem = training.distillation(*networks, recipe(pair), optax.sgd(1e-3))
     state = problem.init(jax.random.key(0), batch)
     teacher_variables = networks[1].init(jax.random.key(1), batch['inputs'])
