@@ -27,6 +27,7 @@ TESTS = pathlib.Path(__file__).parent
 SLOW = (
     'experiments',
     'losses/test_meshes.py',
+    'models/test_families.py',
     'models/test_models.py',
     'models/test_narrowing.py',
     'objectives/test_any_batch.py',
@@ -36,6 +37,10 @@ SLOW = (
     'parallel/test_hosts.py',
     'parallel/test_sharding.py',
     'pruning/test_channels.py',
+    'pruning/test_low_rank.py',
+    'pruning/test_vgg.py',
+    'quantization/test_any_inputs.py',
+    'quantization/test_aware_training.py',
     'quantization/test_quantize_network.py',
     'test_docs.py',
     'test_notebooks.py',
@@ -49,6 +54,7 @@ SLOW = (
     'training/test_recording.py',
     'training/test_step.py',
     'training/test_streaming.py',
+    'training/test_sweep.py',
 )
 
 

@@ -57,7 +57,8 @@ def pair(
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import models, networks
-    >>> small, large = (networks.from_linen(models.CNN(widths, (8,)), features=('stage0', 'stage1')) for widths in ((4, 8), (8, 9)))
+    >>> stages = ('stage0', 'stage1')
+    >>> small, large = (networks.from_linen(models.CNN(widths, (8,)), features=stages) for widths in ((4, 8), (8, 16)))
     >>> pair(small, large, jnp.ones((2, 8, 8, 1)), steps_per_epoch=10).student
     ('stage0', 'stage1')
     """
