@@ -1,4 +1,4 @@
-"""Distil, prune and quantize a student, in both orders, each with and without distillation.
+r"""Distil, prune and quantize a student, in both orders, each with and without distillation.
 
     python -m experiments.compress
     python -m experiments.compress --dataset fashion_mnist --seeds 3 --epochs 6 --examples 6000 --batch-size 128 \

@@ -1,4 +1,4 @@
-"""Your data in, your student out: distil one image classifier into another, prune it, quantize it, and get a folder to ship.
+r"""Your data in, your student out: distil one image classifier into another, prune it, quantize it, and get a folder to ship.
 
     python -m experiments.distil --dataset my_photos --image-size 64
     python -m experiments.distil --dataset my_photos --image-size 64 --student resnet8 --teacher resnet20 \
@@ -28,6 +28,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import tyro
 
 from experiments import architectures, compression, figures, reporting, runs, scenarios, settings, stages
 from experiments.architectures import ARCHITECTURES
@@ -42,6 +43,9 @@ AUGMENTATIONS = {
     'crop': data.augment.random_crop(padding=4),
     'crop_flip': data.augment.chain(data.augment.random_crop(padding=4), data.augment.random_flip()),
 }
+WHAT_RECIPES_ARE = 'What it learns:\n' + '\n'.join(
+    f'{name}: {(each.__doc__ or "").splitlines()[0]}' for name, each in RECIPES.items()
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +60,7 @@ class Config:
     """A trained teacher of that architecture: the folder of its checkpoints, or a file of its weights, .safetensors."""
     student: Literal[tuple(ARCHITECTURES)] = 'cnn_8_16'
     """The network that learns."""
-    recipe: Literal[tuple(RECIPES)] = 'soft_targets'
-    """What it learns; see `kdjax.recipes`."""
+    recipe: Annotated[Literal[tuple(RECIPES)], tyro.conf.arg(help=WHAT_RECIPES_ARE)] = 'soft_targets'
     labels: Count | None = None
     """Number of labels that the students get, as many of each class; all if not given. The teacher always has all."""
     baseline: bool = True
@@ -113,6 +116,7 @@ def experiment(config: Config) -> runs.Experiment:
         rows=rows,
         notes=conclusion,
         report={'draw': figures.draw_accuracy},
+        sections=lambda run: stages.sections(run, dataset),
     )
 
 

@@ -1,4 +1,4 @@
-"""The report of an experiment: one table, as `report.json`, `report.md` and `figure.png`, and on the terminal."""
+"""The report of an experiment: a table and a figure, as `report.json`, `report.md` and `report.html`, and on the terminal."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kdjax
-from experiments import figures
+from experiments import figures, pages
 from kdjax import data
 from kdjax.files import write_whole
 from kdjax.networks import Network
@@ -41,6 +41,20 @@ class Row(NamedTuple):
     extra: dict[str, float] = {}  # noqa: RUF012 (never changed)
 
 
+class Section(NamedTuple):
+    """A further part of a report.
+
+    Attributes:
+      title: its heading.
+      text: Markdown.
+      figure: name of an image in the folder of the report.
+    """
+
+    title: str
+    text: str
+    figure: str | None = None
+
+
 def write_report(
     output: pathlib.Path,
     rows: Sequence[Row],
@@ -53,6 +67,7 @@ def write_report(
     table: Callable[[Sequence[dict[str, Any]]], str] | None = None,
     draw: Callable[[pathlib.Path, Sequence[dict[str, Any]], str], None] = figures.draw_rows,
     devices: int | None = None,
+    sections: Sequence[Section] = (),
 ) -> None:
     """Writes the report's files and prints the table; `report.json` comes last, and says that the run is finished.
 
@@ -69,6 +84,7 @@ def write_report(
       table: makes the table of the results; `accuracy_table` if not given.
       draw: makes the figure.
       devices: how many trained; if not given, all that there are.
+      sections: what follows.
     """
     if jax.process_index() != 0:
         return
@@ -85,12 +101,19 @@ def write_report(
         f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
         f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine(devices)}.\n'
     )
-    (output / 'report.md').write_text(text)
     draw(output / 'figure.png', results, title)
+    figures_too = f'{text}\n![{title}](figure.png)\n' + ''.join(map(_in_markdown, sections))
+    (output / 'report.md').write_text(figures_too, encoding='utf-8')
+    (output / 'report.html').write_text(pages.page(figures_too, output), encoding='utf-8')
     report = {'dataset': dataset.name, 'seeds': seeds, 'wall_clock_s': round(seconds, 1), 'rows': results}
     write_json(output / 'report.json', report)
     print(text)
-    print(f'The report is {output / "report.md"}, the figure {output / "figure.png"}')
+    print(f'The report is {output / "report.md"}, or as one page {output / "report.html"}')
+
+
+def _in_markdown(section: Section) -> str:
+    figure = '' if section.figure is None else f'\n![{section.title}]({section.figure})\n'
+    return f'\n## {section.title}\n\n{section.text}\n{figure}'
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:

@@ -94,6 +94,7 @@ class Experiment(NamedTuple):
       rows: trains everything in a run, then measures it on the test split: `rows(run) -> rows of the table`.
       notes: what the rows show.
       report: further arguments of `reporting.write_report`.
+      sections: what follows in the report: `sections(run) -> sections`, once the rows are measured.
     """
 
     title: str
@@ -102,6 +103,7 @@ class Experiment(NamedTuple):
     rows: Callable[[Run], list[reporting.Row]]
     notes: Callable[[list[reporting.Row]], str]
     report: Mapping[str, Any] = {}
+    sections: Callable[[Run], Sequence[reporting.Section]] = lambda run: ()
 
 
 def run(experiment: Callable[[Any], Experiment], config: Any) -> None:
@@ -125,7 +127,8 @@ def run(experiment: Callable[[Any], Experiment], config: Any) -> None:
     output = open_output(config)
     if output is None:
         return
-    rows = made.rows(Run(output, config.training, devices))
+    begun = Run(output, config.training, devices)
+    rows = made.rows(begun)
     reporting.write_report(
         output,
         rows,
@@ -134,6 +137,7 @@ def run(experiment: Callable[[Any], Experiment], config: Any) -> None:
         started=started,
         devices=devices_used(batch_size),
         notes=made.notes(rows),
+        sections=made.sections(begun),
         **made.report,
     )
 

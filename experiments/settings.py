@@ -84,13 +84,9 @@ class Training:
     """Only operations that give the same bits every time on GPUs; slower."""
     compilation_cache: Folder | None = None
     """Keep compiled programs in this folder for the next run."""
-    profile: bool = False
-    """Trace a few steps of each network for a profiler, into the output folder."""
-    tensorboard: bool = False
-    """Write event files for TensorBoard into the output folder too."""
 
 
-OF_NO_CONSEQUENCE = ('compilation_cache', 'profile', 'tensorboard')
+OF_NO_CONSEQUENCE = ('compilation_cache',)
 """Flags that change no number: a run may be taken up again with others."""
 
 
@@ -158,7 +154,13 @@ def load(settings: Data, *, validation: float = 0.2) -> data.Dataset:
     Raises:
       ValueError: there is no such data set, or its training split has fewer examples.
     """
-    dataset = data.load(settings.dataset, data_dir=settings.data_dir, validation=validation)
+    dataset = data.load(
+        settings.dataset,
+        data_dir=settings.data_dir,
+        image_size=settings.image_size,
+        validation=validation,
+        stream=True if settings.stream else None,
+    )
     everything = len(dataset.train['labels'])
     if settings.examples is None:
         return dataset

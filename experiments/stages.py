@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments import compression, reporting, runs, shipping
+from experiments import sections as classifiers
 from experiments.compression import Compressed, Pruning
 from kdjax import data, export, metrics, networks, parallel, quantization, training
 from kdjax.data.augment import Augment
@@ -20,6 +21,7 @@ from kdjax.paths import leaves_with_paths
 
 TEACHER, ALONE, DISTILLED, PRUNED, QUANTIZED = 'teacher', 'student alone', 'distilled', 'pruned', 'int8'
 CALIBRATION_BATCHES = 4
+_AT_ONCE = 256
 
 
 class Stage(NamedTuple):
@@ -173,6 +175,18 @@ def measure(
         accuracies = [measured['accuracy'] for measured in last]
         rows.append(reporting.Row(name, accuracies, size, network, artefacts[0].weights, extra))
     return rows
+
+
+def sections(run: runs.Run, dataset: data.Dataset) -> list[reporting.Section]:
+    """What else there is to say of the teacher and of the student to ship, and what the stages cost."""
+    logits = {}
+    for name, folder in ((TEACHER, _folder(run.output, TEACHER, 0)), ('the student to ship', run.output / 'student')):
+        artefact = export.load(folder)
+        pieces = range(0, len(dataset.test['labels']), _AT_ONCE)
+        logits[name] = np.concatenate([artefact(dataset.test['inputs'][i : i + _AT_ONCE]) for i in pieces])
+    lines = ['| training | seconds |', '|---|---|', *(f'| {name} | {spent:.1f} |' for name, spent in costs(run).items())]
+    told = classifiers.of_classifiers(run.output, dataset.test['labels'], logits, dataset.class_names)
+    return [*told, reporting.Section('What each training cost', '\n'.join(lines))]
 
 
 def costs(run: runs.Run) -> dict[str, float]:

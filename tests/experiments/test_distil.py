@@ -1,5 +1,6 @@
 """From data of every kind to a folder to ship, shrunk to seconds: it runs with jax alone and is as accurate as reported."""
 
+import html.parser
 import json
 import pathlib
 import subprocess
@@ -80,11 +81,13 @@ def report(tmp_path: pathlib.Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize('make', [folder, archive, table, hub])
 def test_data_of_every_kind_become_a_student_that_runs_alone(make, tmp_path):
     path = make(tmp_path / 'my photos ü')
-    distil.main(config(tmp_path, dataset=str(path), quantize='dynamic'))
+    kept = str(tmp_path / 'kept')
+    distil.main(config(tmp_path, dataset=str(path), image_size=5, data_dir=kept, quantize='dynamic'))
     rows = report(tmp_path)
     assert list(rows) == ['teacher', 'distilled', 'int8']
     assert rows['int8']['bytes'] < rows['distilled']['bytes'] / 2
-    test = data.load(path).test
+    test = data.load(path, image_size=5, data_dir=kept).test
+    assert test['inputs'].shape[1:] == (5, 5, 3)
     np.savez(tmp_path / 'test.npz', **test)
     command = [sys.executable, '-c', ALONE, str(tmp_path / 'run' / 'student'), str(tmp_path / 'test.npz')]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -120,6 +123,22 @@ def test_every_stage_has_a_row_and_a_folder(finished):
     assert set(seconds) == {
         'teacher', *(f'seed{seed}/{name}' for seed in range(2) for name in ('student-alone', 'distilled', 'pruned', 'int8'))
     }  # fmt: skip
+
+
+def test_the_report_is_one_page_with_all_that_it_says(finished):
+    _, place = finished
+    markdown = (place / 'run' / 'report.md').read_text()
+    page = (place / 'run' / 'report.html').read_text()
+    for title in ('Class by class', 'Confusion', 'Calibration', 'What each training cost'):
+        assert f'## {title}' in markdown
+        assert f'<h2>{title}</h2>' in page
+    assert page.count('src="data:image/png;base64,') == page.count('<img') == 3
+    assert 'src="figure.png"' not in page
+    html.parser.HTMLParser().feed(page)
+    # Every class has its examples, of which the columns of recall are shares.
+    test = data.load('digits').test
+    for label, number in enumerate(np.bincount(test['labels'])):
+        assert f'| {label} | {number} |' in markdown
 
 
 def test_a_run_that_was_stopped_between_stages_ends_with_the_same_numbers(finished, tmp_path, monkeypatch):

@@ -68,6 +68,8 @@ def test_the_difference_of_two_means_has_an_error_only_if_both_have_one():
 @pytest.mark.parametrize('batch_size, used, all_with', [(50, 2, 56), (64, 8, None), (9, 1, 16)])
 def test_devices_that_a_batch_leaves_idle_are_named(batch_size, used, all_with, capsys):
     assert runs.mesh(batch_size).size == runs.devices_used(batch_size) == used
-    said = f'Training on {used} of 8 devices, as many as divide a batch of {batch_size}; batches of {all_with} would use all\n'
+    left = ', '.join(str(device) for device in jax.devices()[used:])
+    told = f'as many as divide a batch of {batch_size}, without {left}; batches of {all_with} would use all'
+    said = f'Training on {used} of 8 devices, {told}\n'
     assert capsys.readouterr().out == ('' if all_with is None else said)
     assert reporting.machine(used).startswith('8 x ' if used == 8 else f'{used} of 8 x ')
