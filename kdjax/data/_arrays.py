@@ -30,11 +30,13 @@ def read_arrays(path: pathlib.Path) -> Found:
     for split in _SUFFIXES:
         spelled = [_spelled(names, split) for names in (_INPUTS, _LABELS)]
         found = [next((arrays[name] for name in names if name in arrays), None) for names in spelled]
-        if any(each is not None for each in found):
-            if any(each is None for each in found):
-                missing = ', '.join(spelled[0] if found[0] is None else spelled[1])
-                raise ValueError(f'{path} lacks an array called one of {missing}; it has {", ".join(sorted(arrays))}')
-            splits[split] = found[0], found[1]
+        inputs, labels = found
+        if inputs is None and labels is None:
+            continue
+        if inputs is None or labels is None:
+            missing = ', '.join(spelled[0] if inputs is None else spelled[1])
+            raise ValueError(f'{path} lacks an array called one of {missing}; it has {", ".join(sorted(arrays))}')
+        splits[split] = inputs, labels
     if 'train' not in splits:
         raise ValueError(
             f"{path} must hold 'inputs' and 'labels', or 'x_train', 'y_train', 'x_test' and 'y_test'; it has "
@@ -55,9 +57,9 @@ def read_arrays(path: pathlib.Path) -> Found:
 def of_arrays(images: np.ndarray, labels: np.ndarray) -> Images:
     """Images that are in memory."""
 
-    def read(indices: Sequence[int], size: tuple[int, int] | None) -> Sequence[np.ndarray]:
+    def read(indices: np.ndarray, size: tuple[int, int] | None) -> Sequence[np.ndarray] | np.ndarray:
         if size is None or images.shape[1:3] == size:
-            return images[np.asarray(indices)]
+            return images[indices]
         return [resize(images[i], size) for i in indices]
 
     return Images(labels, read, lambda: {(int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))})

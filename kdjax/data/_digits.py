@@ -21,6 +21,6 @@ def read_digits() -> Found:
     order = np.random.default_rng(0).permutation(len(labels))
     # Pixels are 0 to 16.
     pixels = np.round(images[order].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
-    numbers = labels[order].astype(np.int32)
+    numbers = np.asarray(labels)[order].astype(np.int32)
     train, test = (of_arrays(pixels[part], numbers[part]) for part in (slice(_TEST_EXAMPLES, None), slice(_TEST_EXAMPLES)))
     return Found(tuple(map(str, range(10))), {'train': train, 'test': test}, stratified=False)

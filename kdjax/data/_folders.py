@@ -106,7 +106,7 @@ def of_files(
     channels = max(channels for *_, channels in shapes.values())
 
     def images(split: str) -> Images:
-        def read(indices: Sequence[int], size: tuple[int, int] | None = None) -> list[np.ndarray]:
+        def read(indices: np.ndarray, size: tuple[int, int] | None = None) -> list[np.ndarray]:
             one = functools.partial(decode, channels=channels, size=size)
             return in_threads(one, [files[split][i] for i in indices], where=str(where))
 

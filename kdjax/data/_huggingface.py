@@ -1,7 +1,6 @@
 """Data sets of Hugging Face, from disk or by name, through their own library."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ def read_huggingface(name: str | pathlib.Path) -> Found:
     except Exception as error:  # whatever the network, the files or the data set's own description raise
         raise ValueError(f'{name} cannot be read as a data set of Hugging Face: {first_line(error)}') from error
     parts = loaded if isinstance(loaded, dict) else {'train': loaded}
-    splits = {SPLIT_NAMES[key]: part for key, part in parts.items() if key in SPLIT_NAMES}
+    splits = {SPLIT_NAMES[str(key)]: part for key, part in parts.items() if str(key) in SPLIT_NAMES}
     if 'train' not in splits:
         raise ValueError(f'{name} needs a split called train; it has {", ".join(map(str, parts))}')
     features = splits['train'].features
@@ -68,7 +67,7 @@ def _images(part: Any, column: str, labels: np.ndarray, where: str) -> Images:
 
 
 def _reader(part: Any, column: str, channels: int, where: str) -> Any:
-    def read(indices: Sequence[int], size: tuple[int, int] | None) -> list[np.ndarray]:
-        return in_threads(lambda i: decode(part[int(i)][column], channels=channels, size=size), indices, where=where)
+    def read(indices: np.ndarray, size: tuple[int, int] | None) -> list[np.ndarray]:
+        return in_threads(lambda i: decode(part[int(i)][column], channels=channels, size=size), indices.tolist(), where=where)
 
     return read

@@ -42,7 +42,7 @@ def decode(file: Any, *, channels: int, size: tuple[int, int] | None = None) -> 
             image = Image.alpha_composite(white, image.convert('RGBA'))
         image = image.convert('L' if channels == 1 else 'RGB')
         if size is not None and image.size != size[::-1]:
-            image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+            image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
         return np.asarray(image, np.uint8).reshape(*image.size[::-1], channels)
 
 

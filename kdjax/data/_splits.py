@@ -18,7 +18,7 @@ class Images(NamedTuple):
     """
 
     labels: np.ndarray
-    read: Callable[[Sequence[int], tuple[int, int] | None], Sequence[np.ndarray]]
+    read: Callable[[np.ndarray, tuple[int, int] | None], Sequence[np.ndarray] | np.ndarray]
     shapes: Callable[[], set[tuple[int, int, int]]]
 
 

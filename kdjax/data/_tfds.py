@@ -4,7 +4,6 @@ import difflib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import array_record  # noqa: F401  # this and Pillow are imported by tfds, but only in the threads that read
@@ -101,14 +100,16 @@ def _images(builder: Any, split: str, image: str, label: str) -> Images:
     labels = np.array([example[label] for chunk in _chunks(undecoded) for example in chunk], np.int32)
     source = _source(builder, split)
 
-    def read(indices: Sequence[int], size: tuple[int, int] | None) -> list[np.ndarray]:
+    def read(indices: np.ndarray, size: tuple[int, int] | None) -> list[np.ndarray]:
         found = source.__getitems__([int(i) for i in indices])
         return _sized(_pixels([example[image] for example in found], builder.name), size)
 
     def shapes() -> set[tuple[int, int, int]]:
         if static:
             return {tuple(feature.shape)}
-        return {x.shape for start in range(0, number, _CHUNK) for x in read(range(start, min(number, start + _CHUNK)), None)}
+        return {
+            x.shape for start in range(0, number, _CHUNK) for x in read(np.arange(start, min(number, start + _CHUNK)), None)
+        }
 
     return Images(labels, read, shapes)
 
