@@ -42,9 +42,16 @@ def test_writes_what_it_promises(finished):
         numbers = ('accuracy_mean', 'accuracy_std', 'parameters', 'nonzero', 'bytes', 'latency_ms')
         assert all(math.isfinite(row[key]) for key in numbers)
         assert 0 <= row['accuracy_mean'] <= 1
-    assert {'config.json', 'metrics.jsonl', 'report.json', 'report.md', 'figure.png', 'checkpoints', 'networks'} == {
-        path.name for path in output.iterdir()
-    }
+    assert {
+        'config.json',
+        'metrics.jsonl',
+        'report.json',
+        'report.md',
+        'report.html',
+        'figure.png',
+        'checkpoints',
+        'networks',
+    } == {path.name for path in output.iterdir()}
     assert all(name in (output / 'report.md').read_text() for name in NAMES)
 
 

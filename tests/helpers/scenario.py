@@ -46,7 +46,8 @@ def run(script: Any, config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, 'fit', record)
         script.main(config)
-    output, seeds = pathlib.Path(config.output), config.training.seeds
+    flags = {name: value for name, _, value in settings.fields(config)}
+    output, seeds = pathlib.Path(flags['output']), flags['seeds']
     rows = {row['name']: row for row in json.loads((output / 'report.json').read_text())['rows']}
     text = (output / 'report.md').read_text()
     for name, row in rows.items():
