@@ -126,17 +126,13 @@ def from_arrays(
     joined = np.concatenate([np.asarray(these) for _, these in parts.values()])
     numbers, names = as_labels(joined, where=name, class_names=class_names)
     each = np.split(numbers, np.cumsum([len(these) for _, these in parts.values()])[:-1])
-    images = {split: Images(own, _unread, set) for split, own in zip(parts, each, strict=True)}
+    # To share examples out takes labels alone.
+    images = {split: Images(own, lambda indices, size: [], set) for split, own in zip(parts, each, strict=True)}
     share = test if isinstance(test, float) else 0.5
     shared = share_out(Found(names, images), name=name, validation=validation, test=share, seed=seed)
     whole = {split: {'inputs': own, 'labels': numbers} for (split, (own, _)), numbers in zip(parts.items(), each, strict=True)}
-    origin = {split: 'test' if split in parts and split == 'test' else 'train' for split in shared}
-    splits = {split: take_examples(whole[origin[split]], indices) for split, (_, indices) in shared.items()}
+    splits = {split: take_examples(whole.get(split, whole['train']), indices) for split, (_, indices) in shared.items()}
     return Dataset(name, len(names), **splits, class_names=names)
-
-
-def _unread(indices: Any, size: Any) -> Any:
-    raise NotImplementedError
 
 
 def _is_path(name: str) -> bool:
