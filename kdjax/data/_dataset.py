@@ -128,7 +128,7 @@ def from_arrays(
     each = np.split(numbers, np.cumsum([len(these) for _, these in parts.values()])[:-1])
     # To share examples out takes labels alone.
     images = {split: Images(own, lambda indices, size: [], set) for split, own in zip(parts, each, strict=True)}
-    share = test if isinstance(test, float) else 0.5
+    share = 0.5 if isinstance(test, tuple) else test
     shared = share_out(Found(names, images), name=name, validation=validation, test=share, seed=seed)
     whole = {split: {'inputs': own, 'labels': numbers} for (split, (own, _)), numbers in zip(parts.items(), each, strict=True)}
     splits = {split: take_examples(whole.get(split, whole['train']), indices) for split, (_, indices) in shared.items()}
