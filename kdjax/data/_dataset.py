@@ -27,7 +27,7 @@ class Dataset(NamedTuple):
       train: for training.
       validation: for choosing: recipes, epochs, weights.
       test: for the one final measurement.
-      class_names: of all classes, by label.
+      class_names: of all classes, by label; empty where nobody has named them.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Dataset(NamedTuple):
     train: Batch
     validation: Batch
     test: Batch
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
 
 def load(
