@@ -31,6 +31,7 @@ SLOW = (
     'losses/test_derivatives.py',
     'losses/test_instance_graph.py',
     'losses/test_meshes.py',
+    'losses/test_relations.py',
     'losses/test_unsupervised.py',
     'losses/test_vocabularies.py',
     'models/test_convolutions.py',
