@@ -76,6 +76,8 @@ class Progress:
         if self._lines and line:
             numbers = ', '.join(f'{key} {x:.4g}' for key, x in told.items())
             speed = (self._step - self._begun) / max(time.monotonic() - self._since, 1e-9)
+            left = tqdm.format_interval((self._total - self._step) / max(speed, 1e-9))
             tqdm.write(
-                f'{self._name}: step {record["step"]} of {self._total}, {numbers} ({speed:.3g} steps a second)', file=sys.stderr
+                f'{self._name}: step {record["step"]} of {self._total}, {numbers} ({speed:.3g} steps a second, {left} left)',
+                file=sys.stderr,
             )

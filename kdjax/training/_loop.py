@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,15 +20,11 @@ from kdjax.training._augmentation import Augment, Views
 from kdjax.training._epochs import cached
 from kdjax.training._feeds import Feed, feed
 from kdjax.training._logs import MetricsLog, Progress
+from kdjax.training._monitoring import Monitor
 from kdjax.training._nonfinite import skip_nonfinite as skipping_problem
-from kdjax.training._reading import check_parameters, numbers
+from kdjax.training._profiling import Profile
+from kdjax.training._reading import check_parameters
 from kdjax.training._reading import read as read_metrics
-
-_BEST_IS = {
-    **dict.fromkeys(('accuracy', 'binary_accuracy', 'agreement', 'intersection_over_union', 'average_precision'), 'max'),
-    **dict.fromkeys(('loss', 'nll', 'perplexity', 'calibration_error', 'squared_error', 'absolute_error'), 'min'),
-}
-
 
 # Cached, so that a problem is compiled once for all its runs.
 _skipping = functools.lru_cache(maxsize=32)(skipping_problem)
@@ -82,6 +77,7 @@ def fit(
     student_variables: Variables | None = None,
     variables_of: Callable[[TrainState], dict[str, Any]] = operator.attrgetter('variables'),
     skip_nonfinite: int = 0,
+    profile: str | pathlib.Path | None = None,
     progress: bool = True,
 ) -> Fitted:
     """Trains for a number of epochs or steps in all, taking up an earlier run of the same folder where it stopped.
@@ -128,6 +124,8 @@ def fit(
         `optimizers.averaged_variables`.
       skip_nonfinite: how many steps of this call may be skipped because they would make something infinite or NaN, see
         `training.skip_nonfinite`.
+      profile: folder for a `jax.profiler` trace of the sixth to the tenth step of this call, or of steps in its middle if there
+        are fewer; XProf, TensorBoard and Perfetto show it.
       progress: whether to show a bar on a terminal, and a line for every interval elsewhere, on stderr.
 
     Returns:
@@ -159,9 +157,7 @@ def fit(
         raise ValueError(f'fit: every must be above 0, got {every}')
     if skip_nonfinite < 0:
         raise ValueError(f'fit: skip_nonfinite must be at least 0, got {skip_nonfinite}')
-    if validate is None and (target is not None or patience is not None):
-        raise ValueError('fit: target and patience need validate, which measures what they are about')
-    sign = 1.0 if validate is None else _sign(monitor, mode)
+    best = Monitor(validate, variables_of, monitor, mode, target, patience)
     if skip_nonfinite:
         problem = cached(_skipping, problem)
     source = feed(problem, data, batch_size=batch_size, mesh=mesh, augment=augment, views=views, workers=workers)
@@ -174,27 +170,29 @@ def fit(
         state, teacher_variables = shard(mesh, (state, teacher_variables))
     manager = None
     if directory is not None:
-        manager = _checkpoints.checkpoint_manager(
-            directory, monitor=None if validate is None else monitor, mode='max' if sign > 0 else 'min'
-        )
+        manager = _checkpoints.checkpoint_manager(directory, monitor=None if validate is None else monitor, mode=best.mode)
     try:
         state, begun = _resume(manager, state, source, skip=progress)
         if begun > total:
             raise ValueError(f'{directory} holds {begun} steps, more than the {total} asked for: choose another folder')
-        best: tuple[float, int, Any] | None = None if begun == 0 or validate is None else _best_so_far(manager, monitor)
-        step, skipped, waited = begun, 0, 0 if best is None else len([mark for mark in marks if best[1] < mark <= begun])
-        if best is not None and manager is not None and begun in marks:
-            reached = target is not None and sign * (manager.metrics(begun) or {}).get(monitor, np.nan) >= sign * target
-            total = begun if reached or (patience is not None and waited >= patience) else total
+        if begun:
+            best.resume(manager, begun, marks)
+        total = begun if best.satisfied else total
+        step, skipped = begun, 0
         record = _recorder(MetricsLog(log, name, begun), on_record)
         unread: list[tuple[int, list[dict[str, Average]]]] = []
-        ends = sorted({mark for mark in [*marks, *_epoch_ends(source, total)] if begun < mark <= total})
-        with Progress(name, begun, total, wanted=progress) as bar, _preemption.notices(begun) as stop:
-            for end in ends:
+        with (
+            Progress(name, begun, total, wanted=progress) as bar,
+            Profile(profile, begun, total) as trace,
+            _preemption.notices(begun) as stop,
+        ):
+            trace.at(step, state)
+            for end in sorted(x for x in {*marks, *_epoch_ends(source, total), *trace.steps} if begun < x <= total):
                 first = step
                 state, metrics = source.epoch(state, teacher_variables, source.data, stop, first, end - first)
                 step += sum(np.shape(chunk['loss'].total)[0] for chunk in metrics)
                 bar.advance(step - first)
+                trace.at(step, state)
                 unread.append((first, metrics))
                 due, stopped = step in marks, stop(step)
                 # Reading waits for the device, so between checkpoints the interval before the one that runs now is read.
@@ -205,32 +203,18 @@ def fit(
                 if not due and not stopped:
                     continue
                 check_parameters(state, step, directory)
-                measured: dict[str, Any] = {}
-                if due and validate is not None:
-                    measured = numbers(validate(variables_of(state)))
-                    told = {f'validation/{each}': x for each, x in measured.items() if np.ndim(x) == 0}
+                measured = {each: x for each, x in (best.measure(state, step) if due else {}).items() if np.ndim(x) == 0}
+                if measured:
+                    told = {f'validation/{each}': x for each, x in measured.items()}
                     bar.show(record(_numbered(source, {'step': step, **told})), line=True)
-                    if not np.isfinite(measured.get(monitor, np.nan)):
-                        raise ValueError(
-                            f'fit: the metric {monitor!r} after step {step} is missing or not finite in {measured}'
-                        )
-                    # Of equals the last is best, as Orbax has it.
-                    waited += 1
-                    if best is None or sign * measured[monitor] >= sign * best[0]:
-                        waited = 0
-                        # The state is donated to the next step, so what is kept is a copy.
-                        best = (measured[monitor], step, jax.tree.map(jnp.copy, variables_of(state)))
                 if manager is not None:
-                    scalars = {each: x for each, x in measured.items() if np.ndim(x) == 0}
-                    _checkpoints.save(manager, step, state, scalars, source.settings, source.position())
+                    _checkpoints.save(manager, step, state, measured, source.settings, source.position())
                 if stop(step):
                     raise _preempted(step, manager)
-                if target is not None and sign * measured[monitor] >= sign * target:
+                if best.satisfied:
                     break
-                if patience is not None and waited >= patience:
-                    break
-        if best is not None and (manager is None or begun == 0):
-            return Fitted(state, best[2], best[1], begun)
+        if best.best_variables is not None and best.best_step is not None and (manager is None or begun == 0):
+            return Fitted(state, best.best_variables, best.best_step, begun)
         if validate is None or manager is None:
             return Fitted(state, variables_of(state), step, begun)
         _checkpoints.wait(manager)
@@ -249,16 +233,6 @@ def _number_of_steps(epochs: int | None, steps: int | None, steps_per_epoch: int
     if epochs is None or steps_per_epoch is None:
         raise ValueError('fit: data that do not say how many batches they have need steps, not epochs')
     return epochs * steps_per_epoch
-
-
-def _sign(monitor: str, mode: str | None) -> float:
-    """1 where the monitored metric is best where it is largest, -1 where it is smallest."""
-    known = 'max' if monitor.startswith('top_') else _BEST_IS.get(monitor)
-    if mode is None and known is None:
-        raise ValueError(f"fit: is {monitor!r} best where it is largest or smallest? Give mode='max' or mode='min'")
-    if mode not in (None, 'min', 'max'):
-        raise ValueError(f"fit: mode must be 'min' or 'max', got {mode!r}")
-    return 1.0 if (mode or known) == 'max' else -1.0
 
 
 def _marks(total: int, every: float | None, steps_per_epoch: int | None) -> set[int]:
@@ -288,13 +262,6 @@ def _resume(manager: Any, state: TrainState, source: Feed, *, skip: bool) -> tup
         )
     source.seek(begun, position, skip)
     return found, begun
-
-
-def _best_so_far(manager: Any, monitor: str) -> tuple[float, int, None] | None:
-    """What an earlier run found best, so that patience goes on where it was; the variables are in the folder."""
-    step = manager.best_step()
-    measured = {} if step is None else manager.metrics(step) or {}
-    return None if step is None or monitor not in measured else (measured[monitor], step, None)
 
 
 def _recorder(
