@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from experiments import reporting, settings
+from experiments import logs, reporting, settings
 from kdjax import data, parallel, training
 from kdjax.batches import Batch, take_examples
 
@@ -72,15 +72,21 @@ class Run:
           folder: where checkpoints and log are; the run's own if not given.
           options: of `training.fit`, before those that the flags give.
         """
+        traced, events = self.settings.profile, self.settings.tensorboard
         options = {
             'batch_size': self.settings.batch_size,
             'mesh': self.mesh,
             'skip_nonfinite': self.settings.skip_nonfinite,
+            'profile': None if traced is None else pathlib.Path(traced) / name,
             'variables_of': settings.variables_of(self.settings),
             **saved(folder or self.output, name),
             **options,
         }
-        fitted = training.fit(problem, split, teacher_variables, **options)
+        if jax.process_index() == 0:
+            summary = logs.summary(problem, split, options['batch_size'], teacher_variables)
+            print(f'{name}: {summary}', file=sys.stderr)
+        with logs.tensorboard(None if events is None else pathlib.Path(events) / name) as on_record:
+            fitted = training.fit(problem, split, teacher_variables, on_record=on_record, **options)
         return Trained(options['variables_of'](fitted.state), fitted.best_variables, fitted.resumed_from)
 
 

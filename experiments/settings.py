@@ -84,9 +84,13 @@ class Training:
     """Only operations that give the same bits every time on GPUs; slower."""
     compilation_cache: Folder | None = None
     """Keep compiled programs in this folder for the next run."""
+    profile: Folder | None = None
+    """Trace a few steps of each training into this folder, for XProf, TensorBoard or Perfetto."""
+    tensorboard: Folder | None = None
+    """Write the numbers of each training as TensorBoard's event files into this folder too."""
 
 
-OF_NO_CONSEQUENCE = ('compilation_cache',)
+OF_NO_CONSEQUENCE = ('compilation_cache', 'profile', 'tensorboard')
 """Flags that change no number: a run may be taken up again with others."""
 
 

@@ -36,6 +36,4 @@ def test_an_error_within_the_traced_steps_ends_the_trace(tmp_path):
     data = {**DATA, 'inputs': np.full_like(DATA['inputs'], np.nan)}
     for folder in (tmp_path / 'a', tmp_path / 'b'):
         with pytest.raises(training.NonFiniteLossError):
-            training.fit(
-                PROBLEM, data, key=jax.random.key(0), batch_size=4, steps=12, every=6, progress=False, profile=folder
-            )
+            training.fit(PROBLEM, data, key=jax.random.key(0), batch_size=4, steps=12, every=6, progress=False, profile=folder)
