@@ -19,17 +19,15 @@ Romero, Ballas, Kahou, Chassang, Gatta, Bengio. FitNets: Hints for Thin Deep Net
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 
 TEACHER = models.MLP((128, 128, 128))
@@ -49,27 +47,22 @@ RATES = {ALONE: 0.005, SOFT: 0.01, HINTED: 0.005, HINTED_SOFT: 0.005}
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = None
-    """Training examples that every network sees; all if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with networks of its own."""
-    epochs: int = 80
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training(seeds=5)
+    epochs: Count = 80
     """Epochs of the teacher and of each of two stages; a student without hints takes twice as many."""
-    batch_size: int = 64
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/hints'
+    output: settings.Folder = 'runs/hints'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom, and after what."""
+    dataset = settings.load(config.data)
     teacher, student = (
         networks.preprocess(
             networks.from_linen(module.clone(classes=dataset.classes), features=feature), data.normalize(0.0, 1.0)
@@ -81,25 +74,26 @@ def main(config: Config) -> None:
     longer = 2 * config.epochs
 
     def falling(rate: float, epochs: int = config.epochs) -> optax.Schedule:
-        return scenarios.falling(rate, epochs, dataset.train, config.batch_size)
+        return scenarios.falling(rate, epochs, dataset.train, config.training.batch_size)
 
     def learning(name: str, objective: objectives.Objective, epochs: int = config.epochs) -> training.Problem:
-        return training.distillation(student, teacher, objective, optax.sgd(falling(RATES[name], epochs), momentum=0.9))
+        optimizer = optax.sgd(falling(RATES[name], epochs), momentum=0.9)
+        return settings.distillation(config.training, student, teacher, objective, optimizer)
 
-    teaching = training.distillation(teacher, None, labels, optax.adam(falling(TEACHER_RATE)))
-    first = training.distillation(student, teacher, objectives.hint(GUIDED, HINT), optax.adam(falling(HINT_RATE)))
+    hint = objectives.hint(GUIDED, HINT)
+    teaching = settings.distillation(config.training, teacher, None, labels, optax.adam(falling(TEACHER_RATE)))
+    first = settings.distillation(config.training, student, teacher, hint, optax.adam(falling(HINT_RATE)))
     alone, of_soft = learning(ALONE, labels, longer), learning(SOFT, both, longer)
     then_alone, then_soft = learning(HINTED, labels), learning(HINTED_SOFT, both)
-    runs.check(dataset.train, config.batch_size, teaching, first, alone, of_soft, then_alone, then_soft)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(training.fit, batch_size=config.batch_size, every=10, mesh=runs.mesh(config.batch_size))
 
-    def trained(seed: int) -> dict[str, Any]:
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        return scenarios.measure(dict.fromkeys(made, student) | {TAUGHT_BY: teacher}, made, dataset.test, run.output)
+
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None, **more: Any) -> Any:
-            settings = {'epochs': config.epochs, **runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')}
-            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **(settings | more)).variables
+            options = {'key': jax.random.key(seed), 'epochs': config.epochs, 'every': 10, **more}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, dataset.train, taught_by, **options).variables
 
         taught_by = train(TAUGHT_BY, teaching)
         hinted = train('hint', first, taught_by)
@@ -111,19 +105,8 @@ def main(config: Config) -> None:
             HINTED_SOFT: train(HINTED_SOFT, then_soft, taught_by, student_variables=hinted),
         }
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = dict.fromkeys(made, student) | {TAUGHT_BY: teacher}
-    rows = scenarios.measure(network_of, made, dataset.test, output)
-    title = 'Hints for a thin deep student'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    problems = [(dataset.train, [teaching, first, alone, of_soft, then_alone, then_soft])]
+    return runs.Experiment('Hints for a thin deep student', dataset, problems, rows, conclusion)
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

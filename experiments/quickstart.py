@@ -14,19 +14,16 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
-import functools
-import time
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import optax
-import tyro
 
-from experiments import figures, reporting, runs, scenarios
+from experiments import figures, reporting, runs, scenarios, settings
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, pruning, quantization, training
 from kdjax.batches import Batch
 
-BATCH_SIZE = 64
 FEW_LABELS = 100
 SPARSITY = 0.75
 TEACHERS = 3
@@ -36,27 +33,23 @@ TEACHERS = 3
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with teachers, labels and students of its own."""
-    epochs: int = 40
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training(seeds=5)
+    epochs: Count = 40
     """Epochs of every student; the teachers train half as long, the pruned student as long again."""
-    skip_nonfinite: int = 0
-    """Steps of each network that may come out infinite or NaN and are then skipped; at the first one above it the run stops."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/quickstart'
+    output: settings.Folder = 'runs/quickstart'
     """Folder for the report, the logs, the checkpoints and the student. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds)
-    runs.check_at_least(0, skip_nonfinite=config.skip_nonfinite)
-    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
-    steps = training.steps_per_epoch(dataset.train, BATCH_SIZE)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom, and what becomes of the student."""
+    dataset = settings.load(config.data)
+    steps = training.steps_per_epoch(dataset.train, config.training.batch_size)
     rescale = data.normalize(0.0, 1.0)
     teacher_member = networks.preprocess(
         networks.from_linen(models.CNN((32, 64), (128,), dataset.classes, dropout=0.3)), rescale
@@ -64,7 +57,7 @@ def main(config: Config) -> None:
     teacher = networks.ensemble([teacher_member] * TEACHERS)
     student = networks.preprocess(networks.from_linen(models.CNN((8, 16), (32,), dataset.classes)), rescale)
 
-    def distillation(
+    def learning(
         network: networks.Network,
         teacher: networks.Network | None,
         objective: objectives.Objective,
@@ -72,38 +65,33 @@ def main(config: Config) -> None:
         epochs: int,
         sparsity: optax.Schedule | None = None,
     ) -> training.Problem:
-        optimizer = optax.adam(scenarios.falling(rate, epochs, dataset.train, BATCH_SIZE))
+        optimizer = optax.adam(scenarios.falling(rate, epochs, dataset.train, config.training.batch_size))
         optimizer = optimizer if sparsity is None else pruning.prune(optimizer, sparsity)
-        return training.distillation(network, teacher, objective, optimizer)
+        return settings.distillation(config.training, network, teacher, objective, optimizer)
 
     labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=2.0)
     # Half the steps to prune, half to recover.
     sparsity = pruning.cubic(SPARSITY, begin=0, end=max(1, config.epochs * steps // 2), every=5)
     teacher_epochs = max(1, config.epochs // 2)
-    teaching = distillation(teacher_member, None, labels, 2e-3, teacher_epochs)
-    alone = distillation(student, None, labels, 1e-2, config.epochs)
-    distilling = distillation(student, teacher, both, 1e-2, config.epochs)
-    pruning_too = distillation(student, teacher, both, 1e-2, config.epochs, sparsity)
-    runs.check(dataset.train, BATCH_SIZE, teaching, alone, distilling, pruning_too)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(
-        training.fit,
-        batch_size=BATCH_SIZE,
-        every=10,
-        mesh=runs.mesh(BATCH_SIZE),
-        augment=data.augment.random_shift(pixels=1),
-        skip_nonfinite=config.skip_nonfinite,
-    )
+    teaching = learning(teacher_member, None, labels, 2e-3, teacher_epochs)
+    alone = learning(student, None, labels, 1e-2, config.epochs)
+    distilling = learning(student, teacher, both, 1e-2, config.epochs)
+    pruning_too = learning(student, teacher, both, 1e-2, config.epochs, sparsity)
 
-    def networks_of(seed: int) -> dict[str, Any]:
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        # The test split waits until every network of every seed is trained.
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = dict.fromkeys(made, student) | {'teacher': teacher}
+        return scenarios.measure(network_of, made, dataset.test, run.output)
+
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         few = data.hide_labels(dataset.train, keep=min(FEW_LABELS, len(dataset.train['labels'])), seed=seed)
+        shift = data.augment.random_shift(pixels=1)
 
         def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, **more: Any) -> Any:
-            settings = {'key': jax.random.key(seed), 'epochs': config.epochs, **runs.saved(output, f'seed{seed}/{name}')}
-            return fit(problem, split, taught_by, **(settings | more)).variables
+            options = {'key': jax.random.key(seed), 'epochs': config.epochs, 'every': 10, 'augment': shift, **more}
+            return run.fit(f'seed{seed}/{name}', problem, split, taught_by, **options).variables
 
         members = [
             train(f'teacher{i}', teaching, dataset.train, key=jax.random.key(1000 * (i + 1) + seed), epochs=teacher_epochs)
@@ -121,19 +109,9 @@ def main(config: Config) -> None:
             'distilled + pruned + int8': {**pruned, 'params': quantization.quantize_weights(pruned['params'])},
         }
 
-    # The test split waits until every network of every seed is trained.
-    trained = scenarios.by_name(networks_of(seed) for seed in range(config.seeds))
-    rows = scenarios.measure(dict.fromkeys(trained, student) | {'teacher': teacher}, trained, dataset.test, output)
-    reporting.write_report(
-        output,
-        rows,
-        title='Quickstart: distil, prune, quantize',
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(BATCH_SIZE),
-        notes=conclusion(rows),
-        draw=figures.draw_accuracy,
-    )
+    problems = [(dataset.train, [teaching, alone, distilling, pruning_too])]
+    title = 'Quickstart: distil, prune, quantize'
+    return runs.Experiment(title, dataset, problems, rows, conclusion, {'draw': figures.draw_accuracy})
 
 
 def conclusion(rows: list[reporting.Row]) -> str:

@@ -12,7 +12,7 @@ from kdjax.networks import Variables
 from kdjax.problems import TrainState
 from kdjax.training._reading import numbers
 
-_BEST_IS = {
+_BEST_IS: dict[str, Literal['min', 'max']] = {
     **dict.fromkeys(('accuracy', 'binary_accuracy', 'agreement', 'intersection_over_union', 'average_precision'), 'max'),
     **dict.fromkeys(('loss', 'nll', 'perplexity', 'calibration_error', 'squared_error', 'absolute_error'), 'min'),
 }
@@ -40,7 +40,8 @@ class Monitor:
         if validate is None and (target is not None or patience is not None):
             raise ValueError('fit: target and patience need validate, which measures what they are about')
         self._validate, self._variables_of, self._target, self._patience = validate, variables_of, target, patience
-        self.name, self.mode = name, 'max' if validate is None else _best_is(name, mode)
+        self.name = name
+        self.mode: Literal['min', 'max'] = 'max' if validate is None else _best_is(name, mode)
         self.best_step: int | None = None
         self.best_variables: dict[str, Any] | None = None
         self._best, self._last, self._waited = -np.inf, -np.inf, 0
@@ -87,7 +88,7 @@ class Monitor:
         return value if self.mode == 'max' else -value
 
 
-def _best_is(name: str, mode: str | None) -> str:
+def _best_is(name: str, mode: Literal['min', 'max'] | None) -> Literal['min', 'max']:
     """`'max'` where the metric is best where it is largest, `'min'` where it is smallest."""
     known = 'max' if name.startswith('top_') else _BEST_IS.get(name)
     if mode is None and known is None:

@@ -12,7 +12,7 @@ from kdjax import models
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'hints'
-    config = hints.Config(examples=70, seeds=1, epochs=1, batch_size=35, output=str(output))
+    config = scenario.config(hints, examples=70, seeds=1, epochs=1, batch_size=35, output=str(output))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hints, 'TEACHER', models.MLP((16, 16)))
         patch.setattr(hints, 'STUDENT', models.MLP((8,) * 4))

@@ -35,7 +35,9 @@ def test_a_summary_counts_parameters_bytes_and_operations():
     assert told.endswith(' operations a step of 8 examples')
     teacher = NETWORK.init(jax.random.key(0), DATA['inputs'])
     taught = training.distillation(NETWORK, NETWORK, objectives.soft_targets(), optimizer)
-    assert logs.summary(taught, DATA, 8, teacher).startswith('student 15 parameters, 60 bytes; teacher 15 parameters, 60 bytes; ')
+    assert logs.summary(taught, DATA, 8, teacher).startswith(
+        'student 15 parameters, 60 bytes; teacher 15 parameters, 60 bytes; '
+    )
 
     # A batch of twice the examples takes more operations than another, and no more than twice as many.
     def operations(batch_size):

@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+from helpers import scenario
 
 from experiments import quickstart, runs, shipping
 from kdjax import export, training
@@ -22,7 +23,7 @@ NAMES = [
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'with a space' / 'quickstart'
-    config = quickstart.Config(seeds=2, epochs=1, output=str(output))
+    config = scenario.config(quickstart, seeds=2, epochs=1, output=str(output))
     quickstart.main(config)
     return config, output
 
@@ -80,7 +81,7 @@ def test_a_finished_run_says_so_and_is_left_alone(finished, capsys):
 
 def test_an_interrupted_run_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
     _, output = finished
-    interrupted = quickstart.Config(seeds=2, epochs=1, output=str(tmp_path / 'run'))
+    interrupted = scenario.config(quickstart, seeds=2, epochs=1, output=str(tmp_path / 'run'))
     fit, count = training.fit, iter(range(100))
 
     def stops_at_the_sixth(*arguments, **more):
@@ -111,7 +112,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(finished, tmp_path, monk
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        quickstart.main(quickstart.Config(output=str(tmp_path / 'run'), **changes))
+        quickstart.main(scenario.config(quickstart, output=str(tmp_path / 'run'), **changes))
     assert not (tmp_path / 'run').exists()
 
 
@@ -119,14 +120,14 @@ def test_other_settings_need_another_folder(finished):
     config, output = finished
     before = files(output)
     with pytest.raises(ValueError, match='holds a run with epochs 1, not 2: choose another --output'):
-        quickstart.main(quickstart.Config(seeds=2, epochs=2, output=config.output))
+        quickstart.main(scenario.config(quickstart, seeds=2, epochs=2, output=config.output))
     assert files(output) == before
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     (tmp_path / 'precious.txt').write_text('mine')
     with pytest.raises(ValueError, match='is not empty and holds no run'):
-        quickstart.main(quickstart.Config(output=str(tmp_path)))
+        quickstart.main(scenario.config(quickstart, output=str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ['precious.txt']
 
 
