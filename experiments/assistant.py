@@ -17,16 +17,14 @@ https://arxiv.org/abs/1902.03393
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 
 TEACHER = models.CNN((32, 64), (128,))
@@ -43,27 +41,22 @@ ASSISTED, OF_UNTAUGHT = 'student of the assistant', 'student of the assistant th
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = 600
-    """Training examples that every network sees; all if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with networks of its own."""
-    epochs: int = 40
+    data: settings.Data = settings.Data(examples=600)
+    training: settings.Training = settings.Training(seeds=5, batch_size=50)
+    epochs: Count = 40
     """Epochs of every network."""
-    batch_size: int = 50
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/assistant'
+    output: settings.Folder = 'runs/assistant'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom."""
+    dataset = settings.load(config.data)
     teacher, assistant, student = (
         networks.preprocess(networks.from_linen(module.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
         for module in (TEACHER, ASSISTANT, STUDENT)
@@ -71,27 +64,20 @@ def main(config: Config) -> None:
     labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
     slow, fast = (
-        optax.adam(scenarios.falling(rate, config.epochs, dataset.train, config.batch_size))
+        optax.adam(scenarios.falling(rate, config.epochs, dataset.train, config.training.batch_size))
         for rate in (TEACHER_RATE, STUDENT_RATE)
     )
-    teaching = training.distillation(teacher, None, labels, slow)
-    untaught_assistant = training.distillation(assistant, None, labels, fast)
-    alone = training.distillation(student, None, labels, fast)
-    to_assistant = training.distillation(assistant, teacher, both, fast)
-    direct = training.distillation(student, teacher, both, fast)
-    assisted = training.distillation(student, assistant, both, fast)
-    runs.check(dataset.train, config.batch_size, teaching, untaught_assistant, alone, to_assistant, direct, assisted)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(
-        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
-    )
+    teaching = settings.distillation(config.training, teacher, None, labels, slow)
+    untaught_assistant = settings.distillation(config.training, assistant, None, labels, fast)
+    alone = settings.distillation(config.training, student, None, labels, fast)
+    to_assistant = settings.distillation(config.training, assistant, teacher, both, fast)
+    direct = settings.distillation(config.training, student, teacher, both, fast)
+    assisted = settings.distillation(config.training, student, assistant, both, fast)
 
-    def trained(seed: int) -> dict[str, Any]:
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **saved).variables
+            options = {'key': jax.random.key(seed), 'epochs': config.epochs, 'every': 10}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, dataset.train, taught_by, **options).variables
 
         boss = train(BOSS, teaching)
         taught, untaught = train(TAUGHT, to_assistant, boss), train(UNTAUGHT, untaught_assistant)
@@ -105,19 +91,13 @@ def main(config: Config) -> None:
             OF_UNTAUGHT: train(OF_UNTAUGHT, assisted, untaught),
         }
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = dict.fromkeys(made, student) | {BOSS: teacher} | dict.fromkeys((TAUGHT, UNTAUGHT), assistant)
-    rows = scenarios.measure(network_of, made, dataset.test, output)
-    title = 'From teacher to assistant to student'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = dict.fromkeys(made, student) | {BOSS: teacher} | dict.fromkeys((TAUGHT, UNTAUGHT), assistant)
+        return scenarios.measure(network_of, made, dataset.test, run.output)
+
+    problems = [(dataset.train, [teaching, untaught_assistant, alone, to_assistant, direct, assisted])]
+    return runs.Experiment('From teacher to assistant to student', dataset, problems, rows, conclusion)
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

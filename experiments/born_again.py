@@ -17,16 +17,14 @@ Furlanello, Lipton, Tschannen, Itti, Anandkumar. Born Again Neural Networks. 201
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 
 MODULE = models.MLP((128, 128))
@@ -38,49 +36,35 @@ FIRST, GENERATIONS, STRANGERS = 'generation 0', 'ensemble of the generations', '
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'fashion_mnist'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = 4000
-    """Training examples that every network sees; all if not given."""
-    generations: int = 3
+    data: settings.Data = settings.Data(dataset='fashion_mnist', examples=4000)
+    training: settings.Training = settings.Training(seeds=5, batch_size=128)
+    generations: Count = 3
     """Generations after the first."""
-    seeds: int = 5
-    """Number of repetitions, each with a first generation of its own."""
-    epochs: int = 20
+    epochs: Count = 20
     """Epochs of every network."""
-    batch_size: int = 128
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/born_again'
+    output: settings.Folder = 'runs/born_again'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(
-        1, generations=config.generations, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size
-    )
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom."""
+    dataset = settings.load(config.data)
     network = networks.preprocess(networks.from_linen(MODULE.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
     labels = objectives.hard_labels()
     both = labels + objectives.soft_targets(temperature=1.0)
-    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.batch_size))
-    alone = training.distillation(network, None, labels, optimizer)
-    reborn = training.distillation(network, network, both, optimizer)
-    runs.check(dataset.train, config.batch_size, alone, reborn)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(
-        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
-    )
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.training.batch_size))
+    alone = settings.distillation(config.training, network, None, labels, optimizer)
+    reborn = settings.distillation(config.training, network, network, both, optimizer)
 
-    def trained(seed: int) -> dict[str, Any]:
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None, key: int = seed) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, dataset.train, taught_by, key=jax.random.key(key), **saved).variables
+            options = {'key': jax.random.key(key), 'epochs': config.epochs, 'every': 10}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, dataset.train, taught_by, **options).variables
 
         line = {FIRST: train(FIRST, alone)}
         strangers = [line[FIRST]]
@@ -92,20 +76,14 @@ def main(config: Config) -> None:
         together = networks.ensemble_variables(list(line.values()))
         return {**line, GENERATIONS: together, STRANGERS: networks.ensemble_variables(strangers)}
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = dict.fromkeys(made, network)
-    network_of |= dict.fromkeys((GENERATIONS, STRANGERS), networks.ensemble([network] * (config.generations + 1)))
-    rows = scenarios.measure(network_of, made, dataset.test, output)
-    title = f'{config.generations} generations of born-again networks'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = dict.fromkeys(made, network)
+        network_of |= dict.fromkeys((GENERATIONS, STRANGERS), networks.ensemble([network] * (config.generations + 1)))
+        return scenarios.measure(network_of, made, dataset.test, run.output)
+
+    problems = [(dataset.train, [alone, reborn])]
+    return runs.Experiment(f'{config.generations} generations of born-again networks', dataset, problems, rows, conclusion)
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

@@ -22,17 +22,15 @@ Hinton, Vinyals, Dean. Distilling the Knowledge in a Neural Network. 2015. https
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -48,29 +46,24 @@ SHIFTED = ' + bias'
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'mnist'
-    """The name of an image data set of TensorFlow Datasets, or 'digits', which is embedded."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
+    data: settings.Data = settings.Data(dataset='mnist', examples=12_000)
+    training: settings.Training = settings.Training(batch_size=128)
     missing: int = 3
     """The class that the student never sees."""
-    seeds: int = 3
-    """Number of repetitions, each with a teacher and students of its own."""
-    epochs: int = 8
+    epochs: Count = 8
     """Epochs of every student; the teachers train twice as long."""
-    examples: int | None = 12_000
-    """Training examples that teacher and students see, those of the missing class included; all if not given."""
-    batch_size: int = 128
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/missing_class'
+    output: settings.Folder = 'runs/missing_class'
     """Folder for the report, the logs, the checkpoints and the students. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, shifts the bias, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom, and without which examples."""
+    dataset = settings.load(config.data)
     if not 0 <= config.missing < dataset.classes:
         raise ValueError(f'--missing must be a class from 0 to {dataset.classes - 1}, got {config.missing}')
     without = data.take(dataset.train, np.flatnonzero(dataset.train['labels'] != config.missing))
@@ -82,25 +75,18 @@ def main(config: Config) -> None:
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=TEMPERATURE)
 
     def optimizer(split: Batch, epochs: int = config.epochs) -> optax.GradientTransformation:
-        return optax.adam(scenarios.falling(LEARNING_RATE, epochs, split, config.batch_size))
+        return optax.adam(scenarios.falling(LEARNING_RATE, epochs, split, config.training.batch_size))
 
-    teaching = training.distillation(teacher, None, labels, optimizer(dataset.train, 2 * config.epochs))
-    of_everything = training.distillation(student, teacher, both, optimizer(dataset.train))
-    alone = training.distillation(student, None, labels, optimizer(without))
-    distilling = training.distillation(student, teacher, both, optimizer(without))
-    runs.check(dataset.train, config.batch_size, teaching, of_everything)
-    runs.check(without, config.batch_size, alone, distilling)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(training.fit, batch_size=config.batch_size, every=10, mesh=runs.mesh(config.batch_size))
+    teaching = settings.distillation(config.training, teacher, None, labels, optimizer(dataset.train, 2 * config.epochs))
+    of_everything = settings.distillation(config.training, student, teacher, both, optimizer(dataset.train))
+    alone = settings.distillation(config.training, student, None, labels, optimizer(without))
+    distilling = settings.distillation(config.training, student, teacher, both, optimizer(without))
     shifts: dict[str, list[float]] = {}
 
-    def trained(seed: int) -> dict[str, Any]:
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, **more: Any) -> Any:
-            settings = {'key': jax.random.key(seed), 'epochs': config.epochs}
-            settings |= runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, split, taught_by, **(settings | more)).variables
+            options = {'key': jax.random.key(seed), 'epochs': config.epochs, 'every': 10, **more}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, split, taught_by, **options).variables
 
         longer = {'epochs': 2 * config.epochs, 'augment': shift}
         taught_by = train(TAUGHT_BY, teaching, dataset.train, key=jax.random.key(1000 + seed), **longer)
@@ -114,30 +100,26 @@ def main(config: Config) -> None:
             shifts.setdefault(name + SHIFTED, []).append(by)
         return made
 
-    # The test split waits until every network of every seed is trained, and every shift chosen.
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = dict.fromkeys(made, student) | {TAUGHT_BY: teacher}
-    of_class = data.take(dataset.test, np.flatnonzero(dataset.test['labels'] == config.missing))
-    rows = [
-        row._replace(
-            extra=reporting.mean_and_deviation('missing_class_(%)', [100 * x for x in on_class.accuracies])
-            | reporting.mean_and_deviation('shift', shifts.get(row.name, [0.0]))
-        )
-        for row, on_class in zip(
-            scenarios.measure(network_of, made, dataset.test, output),
-            scenarios.measure(network_of, made, of_class, output),
-            strict=True,
-        )
-    ]
-    reporting.write_report(
-        output,
-        rows,
-        title=f'A class that the student never saw: {config.missing} of {dataset.name}',
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows, config.missing),
-    )
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        # The test split waits until every network of every seed is trained, and every shift chosen.
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = dict.fromkeys(made, student) | {TAUGHT_BY: teacher}
+        of_class = data.take(dataset.test, np.flatnonzero(dataset.test['labels'] == config.missing))
+        return [
+            row._replace(
+                extra=reporting.mean_and_deviation('missing_class_(%)', [100 * x for x in on_class.accuracies])
+                | reporting.mean_and_deviation('shift', shifts.get(row.name, [0.0]))
+            )
+            for row, on_class in zip(
+                scenarios.measure(network_of, made, dataset.test, run.output),
+                scenarios.measure(network_of, made, of_class, run.output),
+                strict=True,
+            )
+        ]
+
+    problems = [(dataset.train, [teaching, of_everything]), (without, [alone, distilling])]
+    title = f'A class that the student never saw: {config.missing} of {dataset.name}'
+    return runs.Experiment(title, dataset, problems, rows, lambda rows: conclusion(rows, config.missing))
 
 
 def shift_bias(

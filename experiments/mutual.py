@@ -20,16 +20,14 @@ Zhang, Xiang, Hospedales, Lu. Deep Mutual Learning. 2018. https://arxiv.org/abs/
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 
 STUDENT = models.MLP((64, 64))
@@ -45,54 +43,42 @@ DISTILLED, JOINT = 'student of the teacher trained before', 'student of the teac
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'fashion_mnist'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = 4000
-    """Training examples that every network sees; all if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with networks of its own."""
-    epochs: int = 20
+    data: settings.Data = settings.Data(dataset='fashion_mnist', examples=4000)
+    training: settings.Training = settings.Training(seeds=5, batch_size=128)
+    epochs: Count = 20
     """Epochs of every network."""
-    batch_size: int = 128
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/mutual'
+    output: settings.Folder = 'runs/mutual'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what, and with whom."""
+    dataset = settings.load(config.data)
     student, teacher = (
         networks.tap_logits(
             networks.preprocess(networks.from_linen(module.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
         )
         for module in (STUDENT, TEACHER)
     )
-    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.batch_size))
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, dataset.train, config.training.batch_size))
     labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=TEMPERATURE)
     from_each_other = objectives.mutual_learning(2, temperature=TEMPERATURE)
     three_terms = objectives.of_member(labels, 0) + objectives.of_member(labels, 1) + objectives.of_member(soft, 1, teacher=0)
-    teaching = training.distillation(teacher, None, labels, optimizer)
-    alone = training.distillation(student, None, labels, optimizer)
-    distilling = training.distillation(student, teacher, labels + soft, optimizer)
-    mutual = training.distillation(networks.ensemble([student] * 2), None, from_each_other, optimizer)
-    joint = training.distillation(networks.ensemble([teacher, student]), None, three_terms, optimizer)
-    runs.check(dataset.train, config.batch_size, teaching, alone, distilling, mutual, joint)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(
-        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
-    )
+    teaching = settings.distillation(config.training, teacher, None, labels, optimizer)
+    alone = settings.distillation(config.training, student, None, labels, optimizer)
+    distilling = settings.distillation(config.training, student, teacher, labels + soft, optimizer)
+    mutual = settings.distillation(config.training, networks.ensemble([student] * 2), None, from_each_other, optimizer)
+    joint = settings.distillation(config.training, networks.ensemble([teacher, student]), None, three_terms, optimizer)
 
-    def trained(seed: int) -> dict[str, Any]:
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), **saved).variables
+            options = {'key': jax.random.key(seed), 'epochs': config.epochs, 'every': 10}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, dataset.train, taught_by, **options).variables
 
         before = train(BEFORE, teaching)
         peers, pair = train('mutual', mutual), train('joint', joint)
@@ -106,19 +92,13 @@ def main(config: Config) -> None:
             OTHER: networks.member_variables(peers, 1),
         }
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = dict.fromkeys(made, student) | dict.fromkeys((BEFORE, JOINT_TEACHER), teacher)
-    rows = scenarios.measure(network_of, made, dataset.test, output)
-    title = 'Networks that learn together'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = dict.fromkeys(made, student) | dict.fromkeys((BEFORE, JOINT_TEACHER), teacher)
+        return scenarios.measure(network_of, made, dataset.test, run.output)
+
+    problems = [(dataset.train, [teaching, alone, distilling, mutual, joint])]
+    return runs.Experiment('Networks that learn together', dataset, problems, rows, conclusion)
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

@@ -18,16 +18,14 @@ https://arxiv.org/abs/1909.11723
 """
 
 import dataclasses
-import functools
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, models, networks, objectives, training
 
 LARGE = models.CNN((16, 32), (64,))
@@ -44,27 +42,22 @@ LARGE_OF_POOR, SMOOTHED = 'large, taught by small of one epoch', 'large, smoothe
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = 300
-    """Training examples that every network sees; all if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with networks of its own."""
-    epochs: int = 80
+    data: settings.Data = settings.Data(examples=300)
+    training: settings.Training = settings.Training(seeds=5, batch_size=50)
+    epochs: Count = 80
     """Epochs of every network but the one that is to be bad."""
-    batch_size: int = 50
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/student_as_teacher'
+    output: settings.Folder = 'runs/student_as_teacher'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom."""
+    dataset = settings.load(config.data)
     large, small = (
         networks.preprocess(networks.from_linen(module.clone(classes=dataset.classes)), data.normalize(0.0, 1.0))
         for module in (LARGE, SMALL)
@@ -73,26 +66,21 @@ def main(config: Config) -> None:
     both = 0.5 * labels + 0.5 * objectives.soft_targets(temperature=TEMPERATURE)
     smoothed = objectives.hard_labels(label_smoothing=SMOOTHING)
     slow, fast, brief = (
-        optax.adam(scenarios.falling(rate, epochs, dataset.train, config.batch_size))
+        optax.adam(scenarios.falling(rate, epochs, dataset.train, config.training.batch_size))
         for rate, epochs in ((LARGE_RATE, config.epochs), (SMALL_RATE, config.epochs), (SMALL_RATE, 1))
     )
-    large_alone = training.distillation(large, None, labels, slow)
-    small_alone = training.distillation(small, None, labels, fast)
-    briefly = training.distillation(small, None, labels, brief)
-    small_of_large = training.distillation(small, large, both, fast)
-    large_of_small = training.distillation(large, small, both, slow)
-    large_smoothed = training.distillation(large, None, smoothed, slow)
+    large_alone = settings.distillation(config.training, large, None, labels, slow)
+    small_alone = settings.distillation(config.training, small, None, labels, fast)
+    briefly = settings.distillation(config.training, small, None, labels, brief)
+    small_of_large = settings.distillation(config.training, small, large, both, fast)
+    large_of_small = settings.distillation(config.training, large, small, both, slow)
+    large_smoothed = settings.distillation(config.training, large, None, smoothed, slow)
     problems = (large_alone, small_alone, briefly, small_of_large, large_of_small, large_smoothed)
-    runs.check(dataset.train, config.batch_size, *problems)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(training.fit, batch_size=config.batch_size, every=10, mesh=runs.mesh(config.batch_size))
 
-    def trained(seed: int) -> dict[str, Any]:
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, taught_by: Any = None, epochs: int = config.epochs) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, dataset.train, taught_by, key=jax.random.key(seed), epochs=epochs, **saved).variables
+            options = {'key': jax.random.key(seed), 'epochs': epochs, 'every': 10}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, dataset.train, taught_by, **options).variables
 
         alone = {
             LARGE_ALONE: train(LARGE_ALONE, large_alone),
@@ -106,19 +94,13 @@ def main(config: Config) -> None:
             SMOOTHED: train(SMOOTHED, large_smoothed),
         }
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = {name: large if name.startswith('large') else small for name in made}
-    rows = scenarios.measure(network_of, made, dataset.test, output)
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = {name: large if name.startswith('large') else small for name in made}
+        return scenarios.measure(network_of, made, dataset.test, run.output)
+
     title = 'Teachers of another family, large and small'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    return runs.Experiment(title, dataset, [(dataset.train, problems)], rows, conclusion)
 
 
 def conclusion(rows: Sequence[reporting.Row]) -> str:

@@ -10,7 +10,7 @@ from kdjax import models
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'assistant'
-    config = assistant.Config(examples=70, seeds=1, epochs=1, batch_size=35, output=str(output))
+    config = scenario.config(assistant, examples=70, seeds=1, epochs=1, batch_size=35, output=str(output))
     with pytest.MonkeyPatch.context() as patch:
         for name, width in {'TEACHER': 16, 'ASSISTANT': 8, 'STUDENT': 4}.items():
             patch.setattr(assistant, name, models.MLP((width,)))

@@ -12,8 +12,8 @@ from kdjax import models
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'born_again'
-    config = born_again.Config(
-        dataset='digits', examples=70, generations=2, seeds=1, epochs=1, batch_size=35, output=str(output)
+    config = scenario.config(
+        born_again, dataset='digits', examples=70, generations=2, seeds=1, epochs=1, batch_size=35, output=str(output)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(born_again, 'MODULE', models.MLP((8,)))

@@ -14,7 +14,9 @@ NAMES = ['teacher', 'distilled, all classes', 'alone', 'alone + bias', 'distille
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'missing_class'
-    config = missing_class.Config(dataset='digits', seeds=1, epochs=6, examples=800, batch_size=35, output=str(output))
+    config = scenario.config(
+        missing_class, dataset='digits', seeds=1, epochs=6, examples=800, batch_size=35, output=str(output)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(missing_class, 'TEACHER', models.MLP((64, 64), dropout=0.1))
         patch.setattr(missing_class, 'STUDENT', models.MLP((32, 32)))
@@ -101,5 +103,5 @@ def test_rows_hold_the_accuracies_of_the_files(finished, rows):
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
     config = {'dataset': 'digits', 'examples': 800, **changes}
     with pytest.raises(ValueError, match=message):
-        missing_class.main(missing_class.Config(output=str(tmp_path / 'run'), **config))
+        missing_class.main(scenario.config(missing_class, output=str(tmp_path / 'run'), **config))
     assert not (tmp_path / 'run').exists()

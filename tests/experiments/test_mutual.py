@@ -10,7 +10,7 @@ from kdjax import export, models, networks
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'mutual'
-    config = mutual.Config(dataset='digits', examples=70, seeds=1, epochs=1, batch_size=35, output=str(output))
+    config = scenario.config(mutual, dataset='digits', examples=70, seeds=1, epochs=1, batch_size=35, output=str(output))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mutual, 'STUDENT', models.MLP((8,)))
         patch.setattr(mutual, 'TEACHER', models.MLP((16,)))

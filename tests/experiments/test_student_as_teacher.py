@@ -10,7 +10,7 @@ from kdjax import models
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'student_as_teacher'
-    config = student_as_teacher.Config(examples=70, seeds=1, epochs=2, batch_size=35, output=str(output))
+    config = scenario.config(student_as_teacher, examples=70, seeds=1, epochs=2, batch_size=35, output=str(output))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(student_as_teacher, 'LARGE', models.CNN((4,), (16,)))
         patch.setattr(student_as_teacher, 'SMALL', models.MLP((8,)))
