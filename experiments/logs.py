@@ -50,7 +50,9 @@ def tensorboard(folder: str | pathlib.Path | None) -> Iterator[Callable[[dict[st
         if writer is None:
             writer = SummaryWriter(str(folder), purge_step=record['step'])
         for name, value in record.items():
-            if name != 'step':
+            for i, number in enumerate(value if isinstance(value, list) else ()):
+                writer.add_scalar(f'{name}/{i}', number, record['step'])
+            if name != 'step' and not isinstance(value, list):
                 writer.add_scalar(name, value, record['step'])
         writer.flush()
 

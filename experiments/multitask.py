@@ -22,18 +22,16 @@ References:
 """
 
 import dataclasses
-import functools
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
 import numpy as np
 import optax
-import tyro
 
-from experiments import parts, reporting, runs, scenarios, shipping
+from experiments import parts, reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count, Within
 from kdjax import data, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -47,27 +45,24 @@ TEACHER_WIDTH, STUDENT_WIDTH = 400, 64
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with teachers and students of its own."""
-    epochs: int = 15
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training(seeds=5)
+    epochs: Count = 15
     """Epochs of the teachers; the students take four times as many."""
-    pairs: int = 4096
+    pairs: Annotated[int, Within(8)] = 4096
     """Pairs of training images, half as many for the test; the students see an eighth of them."""
-    batch_size: int = 64
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/multitask'
+    output: settings.Folder = 'runs/multitask'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, pairs=config.pairs)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns which task of whom."""
+    dataset = settings.load(config.data)
     train, test = overlay(dataset.train, config.pairs, seed=0), overlay(dataset.test, max(1, config.pairs // 2), seed=1)
     transfer = data.take(train, np.arange(config.pairs // 8))
     rescale = data.normalize(*data.channel_statistics(train['inputs']))
@@ -85,33 +80,30 @@ def main(config: Config) -> None:
     teachers, apart = networks.multitask([teacher] * tasks), networks.multitask([narrow] * tasks)
 
     def adam(rate: float, epochs: int, split: Batch) -> optax.GradientTransformation:
-        return optax.adam(scenarios.falling(rate, epochs, split, config.batch_size))
+        return optax.adam(scenarios.falling(rate, epochs, split, config.training.batch_size))
 
     epochs = 4 * config.epochs
     labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=2.0)
-    falling = optax.linear_schedule(1.0, 0.0, epochs * training.steps_per_epoch(transfer, config.batch_size))
+    falling = optax.linear_schedule(1.0, 0.0, epochs * training.steps_per_epoch(transfer, config.training.batch_size))
     annealed = falling * soft + (lambda step: 1 - falling(step)) * labels
-    teaching = training.distillation(teacher, None, labels, adam(1e-3, config.epochs, train))
+    teaching = settings.distillation(config.training, teacher, None, labels, adam(1e-3, config.epochs, train))
     optimizer = adam(3e-3, epochs, transfer)
-    alone = training.distillation(narrow, None, labels, optimizer)
+    alone = settings.distillation(config.training, narrow, None, labels, optimizer)
     learning = {
-        TOGETHER: training.distillation(student, None, labels, optimizer),
-        MIXED: training.distillation(student, teachers, 0.5 * labels + 0.5 * soft, optimizer),
-        ANNEALED: training.distillation(student, teachers, annealed, optimizer),
-        SOFT: training.distillation(student, teachers, soft, optimizer),
+        TOGETHER: settings.distillation(config.training, student, None, labels, optimizer),
+        MIXED: settings.distillation(config.training, student, teachers, 0.5 * labels + 0.5 * soft, optimizer),
+        ANNEALED: settings.distillation(config.training, student, teachers, annealed, optimizer),
+        SOFT: settings.distillation(config.training, student, teachers, soft, optimizer),
     }
-    runs.check(of_task(train, 0), config.batch_size, teaching)
-    runs.check(of_task(transfer, 0), config.batch_size, alone)
-    runs.check(transfer, config.batch_size, *learning.values())
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(training.fit, batch_size=config.batch_size, mesh=runs.mesh(config.batch_size))
 
-    def one_seed(seed: int) -> dict[str, Any]:
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        return measure({TEACHERS: teachers, APART: apart} | dict.fromkeys(learning, student), made, test, run.output)
+
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def learn(name: str, problem: training.Problem, split: Batch, key: int, epochs: int, taught_by: Any = None) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, split, taught_by, key=jax.random.key(key), epochs=epochs, every=epochs, **saved).variables
+            options = {'key': jax.random.key(key), 'epochs': epochs, 'every': epochs}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, split, taught_by, **options).variables
 
         def each(name: str, problem: training.Problem, split: Batch, epochs: int) -> Any:
             keys = [1000 * (i + 1) + seed for i in range(tasks)]
@@ -124,17 +116,9 @@ def main(config: Config) -> None:
             made[name] = learn(name, problem, transfer, seed, epochs, None if name == TOGETHER else taught_by)
         return made
 
-    trained = scenarios.by_name(map(one_seed, range(config.seeds)))
-    rows = measure({TEACHERS: teachers, APART: apart} | dict.fromkeys(learning, student), trained, test, output)
-    reporting.write_report(
-        output,
-        rows,
-        title='One student, two tasks, two teachers',
-        dataset=dataset._replace(name=f'{dataset.name}, two over each other', test=test),
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    pairs = dataset._replace(name=f'{dataset.name}, two over each other', test=test)
+    problems = [(of_task(train, 0), [teaching]), (of_task(transfer, 0), [alone]), (transfer, [*learning.values()])]
+    return runs.Experiment('One student, two tasks, two teachers', pairs, problems, rows, conclusion)
 
 
 def overlay(split: Batch, pairs: int, *, seed: int) -> Batch:

@@ -20,17 +20,16 @@ References:
 """
 
 import dataclasses
-import time
-from typing import Annotated, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios
-from kdjax import data, models, networks, objectives, parallel, training
-from kdjax.batches import Batch, take_examples
+from experiments import reporting, runs, scenarios, settings
+from experiments.settings import Count
+from kdjax import data, models, networks, objectives, training
+from kdjax.batches import Batch
 
 LEARNING_RATE = 1e-2
 
@@ -64,83 +63,55 @@ COURSES = {
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    seeds: int = 8
-    """Number of repetitions, each with a teacher of its own."""
-    epochs: int = 40
-    """Epochs of the teacher; the students take twice as many."""
-    examples: int = 160
-    """Training examples that the students see, with labels; the teacher sees all."""
-    batch_size: int = 32
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/schedules'
-    """Folder for the report, the logs, the checkpoints and the students. The same command resumes there, after the teachers."""
+    data: settings.Data = settings.Data(examples=160)
+    training: settings.Training = settings.Training(seeds=8, batch_size=32)
+    epochs: Count = 40
+    """Epochs of the teacher, which sees all training examples; the students take twice as many."""
+    output: settings.Folder = 'runs/schedules'
+    """Folder for the report, the logs, the checkpoints and the students. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir)
-    transfer = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples).train
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """A teacher, and a student of it for every course."""
+    dataset = settings.load(settings.with_flags(config.data, examples=None))
+    transfer = settings.load(config.data).train
     rescale = data.normalize(*data.channel_statistics(dataset.train['inputs']))
     teacher = networks.preprocess(networks.from_linen(models.MLP((400, 400), dataset.classes, dropout=0.3)), rescale)
     student = networks.preprocess(networks.from_linen(models.MLP((32,), dataset.classes)), rescale)
-    rate = scenarios.falling(2e-3, config.epochs, dataset.train, config.batch_size)
-    teaching = training.distillation(teacher, None, objectives.hard_labels(), optax.adam(rate))
+    rate = scenarios.falling(2e-3, config.epochs, dataset.train, config.training.batch_size)
+    teaching = settings.distillation(config.training, teacher, None, objectives.hard_labels(), optax.adam(rate))
     epochs = 2 * config.epochs
-    steps = epochs * training.steps_per_epoch(transfer, config.batch_size)
-    problem = students(student, teacher, steps)
-    runs.check(dataset.train, config.batch_size, teaching)
-    runs.check(transfer, config.batch_size, problem)
-    mesh = runs.mesh(config.batch_size)
-    epoch = training.in_memory_epoch(problem, batch_size=config.batch_size, mesh=mesh)
-    output = runs.open_output(config)
-    if output is None:
-        return
+    steps = epochs * training.steps_per_epoch(transfer, config.training.batch_size)
+    learning = students(config.training, student, teacher, steps)
 
-    def one_seed(seed: int) -> dict[str, dict]:
-        taught_by = training.fit(
-            teaching,
-            dataset.train,
-            key=jax.random.key(1000 + seed),
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            every=config.epochs,
-            mesh=mesh,
-            **runs.saved(output, f'seed{seed}/teacher'),
-        ).variables
-        example = take_examples(transfer, slice(0, config.batch_size))
-        state = problem.init(jax.random.key(seed), example, student_variables=same_start(student, transfer, seed))
-        state, taught_by, examples = parallel.replicate(mesh, (state, taught_by, transfer))
-        for _ in range(epochs):
-            state, _ = epoch(state, taught_by, examples)
-        learned = jax.device_get(state.variables)
-        rows = {name: jax.tree.map(lambda x, i=i: x[i], learned) for i, name in enumerate(COURSES)}
-        return {'teacher': taught_by, **rows}
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        return scenarios.measure({'teacher': teacher} | dict.fromkeys(COURSES, student), made, dataset.test, run.output)
 
-    trained = scenarios.by_name(map(one_seed, range(config.seeds)))
-    rows = scenarios.measure({'teacher': teacher} | dict.fromkeys(COURSES, student), trained, dataset.test, output)
-    reporting.write_report(
-        output,
-        rows,
-        title='Schedules of weight and temperature',
-        dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
+        options = {'key': jax.random.key(1000 + seed), 'epochs': config.epochs, 'every': config.epochs}
+        taught_by = run.fit(f'seed{seed}/teacher', teaching, dataset.train, **options).variables
+        options = {'key': jax.random.key(seed), 'epochs': epochs, 'every': config.epochs}
+        start = same_start(student, transfer, seed)
+        fitted = run.fit(f'seed{seed}/students', learning, transfer, taught_by, student_variables=start, **options)
+        learned = jax.device_get(fitted.variables)
+        return {'teacher': taught_by} | {name: jax.tree.map(lambda x, i=i: x[i], learned) for i, name in enumerate(COURSES)}
+
+    problems = [(dataset.train, [teaching]), (transfer, [learning])]
+    return runs.Experiment('Schedules of weight and temperature', dataset, problems, rows, conclusion)
 
 
-def students(student: networks.Network, teacher: networks.Network, steps: int) -> training.Problem:
+def students(computed: settings.Training, student: networks.Network, teacher: networks.Network, steps: int) -> training.Problem:
     """One student for every course, all in one program."""
     rate = optax.cosine_decay_schedule(LEARNING_RATE, steps)
 
     def make(course: Course) -> training.Problem:
-        return training.distillation(student, teacher, objective(course, steps), optax.adam(rate))
+        return settings.distillation(computed, student, teacher, objective(course, steps), optax.adam(rate))
 
     courses = jax.tree.map(lambda *ends: jnp.array(ends), *COURSES.values())
     return training.sweep(make, courses)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from kdjax.files import write_whole
@@ -38,10 +39,14 @@ class MetricsLog:
         """Appends a record; a number that is not finite, which JSON lacks, becomes null."""
         if self.path is None:
             return
-        finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in record.items()}
+        finite = {key: [*map(_finite, x)] if isinstance(x, list) else _finite(x) for key, x in record.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open('a') as file:
             file.write(json.dumps({'run': self.name, **finite}) + '\n')
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Progress:
@@ -69,12 +74,15 @@ class Progress:
         self._bar.update(steps)
 
     def show(self, record: Mapping[str, Any], *, line: bool) -> None:
-        """Tells the loss, and everything of a validation: on the bar, or, if it is the end of an interval, as a line."""
+        """Tells the loss, and everything of a validation: on the bar, or, if it is the end of an interval, as a line.
+
+        Of the numbers of several students it tells the mean.
+        """
         told = {key: x for key, x in record.items() if key in ('loss', 'learning_rate') or key.startswith('validation/')}
         if 'loss' in told:
-            self._bar.set_postfix(loss=f'{told["loss"]:.4f}')
+            self._bar.set_postfix(loss=f'{np.mean(told["loss"]):.4f}')
         if self._lines and line:
-            numbers = ', '.join(f'{key} {x:.4g}' for key, x in told.items())
+            numbers = ', '.join(f'{key} {np.mean(x):.4g}' for key, x in told.items())
             speed = (self._step - self._begun) / max(time.monotonic() - self._since, 1e-9)
             left = tqdm.format_interval((self._total - self._step) / max(speed, 1e-9))
             tqdm.write(

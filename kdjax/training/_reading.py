@@ -28,12 +28,12 @@ def read(begun: int, metrics: list[dict[str, Average]], allowed: int, directory:
     }
     kept = _kept(directory)
     losses = series['loss'].total
-    finite = np.isfinite(losses) & np.isfinite(series['gradient_norm'].total if 'gradient_norm' in series else 0.0)
+    finite = _finite(losses) & (_finite(series['gradient_norm'].total) if 'gradient_norm' in series else True)
     if not finite.all():
         at = int(np.argmin(finite))
-        if np.isfinite(losses[at]):
+        if _finite(losses)[at]:
             raise NonFiniteLossError(f'the gradient is not finite at step {begun + at}, though the loss is; {kept}')
-        terms = [key for key in series if f'{key}/weighted' in series and not np.isfinite(series[key].total[at])]
+        terms = [key for key in series if f'{key}/weighted' in series and not _finite(series[key].total)[at]]
         culprit = f'term {", ".join(terms)}' if terms else 'the sum of the terms'
         raise NonFiniteLossError(f'the loss is not finite at step {begun + at}, from {culprit}; {kept}')
     skipped = series['skipped'].total if 'skipped' in series else np.zeros(1)
@@ -41,7 +41,13 @@ def read(begun: int, metrics: list[dict[str, Average]], allowed: int, directory:
         at = int(np.argmax(np.cumsum(skipped) > allowed))
         raise NonFiniteLossError(f'step {begun + at} is not finite, and no more steps may be skipped; {kept}')
     averages = compute({key: Average(*(x.astype(np.float64).sum(axis=0) for x in mean)) for key, mean in series.items()})
-    return {'step': begun + len(losses), **averages}, int(skipped.sum())
+    told = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in averages.items()}
+    return {'step': begun + len(losses), **told}, int(skipped.sum())
+
+
+def _finite(series: np.ndarray) -> np.ndarray:
+    """Whether each step's number is finite; of several students, those of all."""
+    return np.isfinite(series).all(axis=tuple(range(1, np.ndim(series))))
 
 
 def check_parameters(state: TrainState, step: int, directory: Any) -> None:

@@ -25,8 +25,8 @@ def sweep(make: Callable[[Any], Problem], hyperparameters: Any) -> Problem:
 
     Returns:
       A `Problem` whose state and metrics have a leading axis of students in every array, but for the step and the key. It
-      goes into `training.in_memory_epoch` as any other, but not into `training.fit`, which writes one number for each metric.
-      `init` takes `student_variables` with that axis.
+      trains as any other; the log of `training.fit` has a list of numbers for each metric, one of each student, and where
+      `skip_nonfinite` skips a step, it skips it for all. `init` takes `student_variables` with that axis.
 
     Raises:
       ValueError: the arrays have no leading axis in common.

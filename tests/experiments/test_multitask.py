@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import scenario
 
 from experiments import multitask, scenarios, shipping
 from kdjax import data, models, networks
@@ -16,7 +17,7 @@ def finished(tmp_path_factory):
         patch.setattr(multitask, 'TEACHER_WIDTH', 8)
         patch.setattr(multitask, 'STUDENT_WIDTH', 4)
         # A batch that no number of devices divides compiles for one, which is faster.
-        multitask.main(multitask.Config(seeds=1, epochs=1, pairs=256, batch_size=31, output=str(output)))
+        multitask.main(scenario.config(multitask, seeds=1, epochs=1, pairs=256, batch_size=31, output=str(output)))
     return output
 
 

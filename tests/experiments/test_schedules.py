@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import scenario
 
-from experiments import scenarios, schedules
+from experiments import schedules, settings
 from kdjax import networks
 from kdjax.metrics import compute
 
@@ -16,7 +17,7 @@ from kdjax.metrics import compute
 def report(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'schedules'
     # A batch that no number of devices divides compiles for one, which is faster.
-    schedules.main(schedules.Config(seeds=2, epochs=1, batch_size=79, output=str(output)))
+    schedules.main(scenario.config(schedules, seeds=2, epochs=1, batch_size=79, output=str(output)))
     return json.loads((output / 'report.json').read_text()), output
 
 
@@ -49,9 +50,9 @@ def test_schedules_are_compared_with_constants_of_their_mean():
 
 
 def test_students_start_alike_and_read_only_what_their_course_weighs():
-    train = scenarios.load('digits', examples=32).train
+    train = settings.load(settings.Data(examples=32)).train
     network = networks.preprocess(networks.from_linen(schedules.models.MLP((4,))), lambda x: x.astype(jnp.float32) / 255)
-    problem = schedules.students(network, network, 5)
+    problem = schedules.students(settings.Training(), network, network, 5)
     start = schedules.same_start(network, train, 0)
     names = list(schedules.COURSES)
 

@@ -204,3 +204,28 @@ def test_rows_that_are_no_arrays_with_one_number_of_students_are_errors(rows, ax
     with pytest.raises(ValueError, match=r'^sweep: [^\n]*$') as error:
         training.sweep(make, rows)
     assert str(error.value) == f'sweep: hyperparameters must be arrays with one number of students, got leading axes {axes}'
+
+
+def test_fit_trains_a_sweep_as_its_epochs_do_and_logs_each_student(students, teacher_variables, tmp_path):
+    data = {name: jnp.concatenate([x, x]) for name, x in BATCH.items()}
+    teacher = teacher_variables
+    records = []
+    options = {'batch_size': 8, 'epochs': 3, 'every': 1, 'on_record': records.append, 'progress': False}
+    fitted = training.fit(students, data, teacher, key=jax.random.key(1), directory=tmp_path, **options)
+    state = students.init(jax.random.key(1), BATCH)
+    epoch = training.in_memory_epoch(students, batch_size=8)
+    for _ in range(3):
+        state, _ = epoch(state, teacher, data)
+    chex.assert_trees_all_equal(fitted.variables, state.variables)
+    assert [len(record['loss']) for record in records] == [STUDENTS] * 3
+    assert len(set(records[-1]['loss'])) == STUDENTS
+    # Found again in its folder, with nothing left to do.
+    again = training.fit(students, data, teacher, key=jax.random.key(1), directory=tmp_path, **options)
+    chex.assert_trees_all_equal(again.variables, state.variables)
+    assert again.resumed_from == 6
+
+
+def test_a_loss_that_is_not_finite_for_one_student_ends_the_run(students, teacher_variables):
+    data = {**BATCH, 'inputs': BATCH['inputs'].at[3].set(jnp.nan)}
+    with pytest.raises(training.NonFiniteLossError, match='the loss is not finite at step 0, from term'):
+        training.fit(students, data, teacher_variables, key=jax.random.key(0), batch_size=8, epochs=1)
