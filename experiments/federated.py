@@ -26,17 +26,16 @@ References:
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-import tyro
 from tqdm.auto import tqdm
 
-from experiments import figures, reporting, runs, scenarios, shipping
+from experiments import figures, reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count, Positive
 from kdjax import data, metrics, models, networks, objectives, regimes, training
 from kdjax.batches import Batch
 
@@ -49,27 +48,19 @@ TARGET = 0.9
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = None
-    """Training examples of clients and server together; all if not given."""
-    seeds: int = 5
-    """Number of repetitions, each with shards and networks of its own."""
-    clients: int = 10
-    """How many shards there are."""
-    concentrations: tuple[float, ...] = (1.0, 0.1)
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training(seeds=5, batch_size=32)
+    clients: Count = 10
+    """How many shards there are of the training examples that are not the server's."""
+    concentrations: tuple[Positive, ...] = (1.0, 0.1)
     """Of the Dirichlet distributions."""
-    rounds: int = 10
+    rounds: Count = 10
     """Rounds of training at the clients and joining at the server."""
-    steps: int = 100
+    steps: Count = 100
     """Steps of every client in a round."""
-    server_epochs: int = 10
+    server_epochs: Count = 10
     """Epochs over the server's images in a round, if it distils."""
-    batch_size: int = 32
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/federated'
+    output: settings.Folder = 'runs/federated'
     """Folder for the report and the networks. The same command resumes there, after the last finished seed."""
 
 
@@ -91,37 +82,45 @@ class Federation(NamedTuple):
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    counts = {name: getattr(config, name) for name in ('seeds', 'clients', 'rounds', 'steps', 'server_epochs', 'batch_size')}
-    runs.check_at_least(1, **counts)
-    dataset = scenarios.load(config.dataset, data_dir=config.data_dir, examples=config.examples)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """What clients and server learn."""
+    settings.refuse(
+        config.training,
+        'rounds of clients are no single training',
+        *('average', 'fsdp', 'skip_nonfinite', 'profile', 'tensorboard'),
+    )
+    if not config.concentrations:
+        raise ValueError('--concentrations must be one number or more')
+    dataset = settings.load(config.data)
     rescale = data.normalize(*data.channel_statistics(dataset.train['inputs']))
     network = networks.preprocess(networks.from_linen(models.MLP((64,), dataset.classes)), rescale)
     share(dataset.train, config.clients, config.concentrations[0], 0)
     federation = federate(config, network)
-    output = runs.open_output(config)
-    if output is None:
-        return
     curves: dict[str, list[list[float]]] = {}
-    for seed in range(config.seeds):
-        record = output / 'rounds' / f'seed{seed}.json'
-        if not record.exists():
-            made, accuracies = one_seed(federation, config, dataset, seed)
-            for name, variables in made.items():
-                shipping.ship(output, name, seed, variables)
-            reporting.write_json(record, accuracies)
-        for name, accuracies in json.loads(record.read_text()).items():
-            curves.setdefault(name, []).append(accuracies)
-    rows = measure(federation, config, dataset.test, output)
-    rows = [row._replace(extra={'validation': np.mean(curves[row.name], axis=0).tolist()}) for row in rows]
-    reporting.write_report(
-        output,
-        rows,
+
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        for seed in range(config.training.seeds):
+            record = run.output / 'rounds' / f'seed{seed}.json'
+            if not record.exists():
+                made, accuracies = one_seed(federation, config, dataset, seed)
+                for name, variables in made.items():
+                    shipping.ship(run.output, name, seed, variables)
+                reporting.write_json(record, accuracies)
+            for name, accuracies in json.loads(record.read_text()).items():
+                curves.setdefault(name, []).append(accuracies)
+        measured = measure(federation, config, dataset.test, run.output)
+        return [row._replace(extra={'validation': np.mean(curves[row.name], axis=0).tolist()}) for row in measured]
+
+    return runs.Experiment(
         title=f'{config.clients} clients',
         dataset=dataset,
-        started=started,
-        notes=conclusion(rows, curves, config),
-        draw=draw,
+        problems=[],
+        rows=rows,
+        notes=lambda rows: conclusion(rows, curves, config),
+        report={'draw': draw},
     )
 
 
@@ -142,9 +141,10 @@ def share(train: Batch, clients: int, concentration: float, seed: int) -> tuple[
 
 def federate(config: Config, network: networks.Network) -> Federation:
     """Makes what clients and server do."""
-    local = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
+    local = settings.distillation(config.training, network, None, objectives.hard_labels(), optax.sgd(0.1))
     teacher = networks.ensemble([network] * config.clients, average='logits')
-    fusion = training.distillation(network, teacher, objectives.soft_targets(temperature=1.0), optax.adam(1e-3))
+    soft = objectives.soft_targets(temperature=1.0)
+    fusion = settings.distillation(config.training, network, teacher, soft, optax.adam(1e-3))
 
     def average(key: jax.Array, clients: dict[str, Any], examples: np.ndarray, unlabelled: Batch) -> dict[str, Any]:
         del key, unlabelled
@@ -154,10 +154,10 @@ def federate(config: Config, network: networks.Network) -> Federation:
         start = regimes.average_clients(clients, examples)
         members = networks.ensemble_variables(apart(clients, len(examples)))
         epochs = {'epochs': config.server_epochs, 'every': config.server_epochs}
-        settings = {'batch_size': config.batch_size, 'progress': False, **epochs}
-        return training.fit(fusion, unlabelled, members, key=key, student_variables=start, **settings).variables
+        options = {'batch_size': config.training.batch_size, 'progress': False, **epochs}
+        return training.fit(fusion, unlabelled, members, key=key, student_variables=start, **options).variables
 
-    update = regimes.client_updates(local, steps=config.steps, batch_size=config.batch_size)
+    update = regimes.client_updates(local, steps=config.steps, batch_size=config.training.batch_size)
     return Federation(network, update, {AVERAGED: average, DISTILLED: distill}, training.evaluator(network))
 
 
@@ -209,7 +209,7 @@ def measure(federation: Federation, config: Config, test: Batch, output: pathlib
     evaluators = {federation.network: federation.evaluate, ensemble: training.evaluator(ensemble)}
 
     def row(name: str, network: networks.Network) -> reporting.Row:
-        shipped = [shipping.shipped(output, name, seed) for seed in range(config.seeds)]
+        shipped = [shipping.shipped(output, name, seed) for seed in range(config.training.seeds)]
         accuracies = [metrics.compute(evaluators[network](variables, test))['accuracy'] for _, variables in shipped]
         return reporting.Row(name, accuracies, max(size for size, _ in shipped), network, shipped[0][1])
 

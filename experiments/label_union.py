@@ -23,16 +23,15 @@ https://arxiv.org/abs/1904.06062
 import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-import tyro
 
-from experiments import reporting, runs, scenarios, shipping
+from experiments import reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -50,29 +49,24 @@ APART, LABELLED = 'student of each teacher on its own classes', 'student with al
 class Config:
     """The settings of a run."""
 
-    first: str = 'mnist'
-    """The first teacher's data set: 'digits', which is embedded, or the name of one of TensorFlow Datasets."""
+    data: settings.Data = settings.Data(dataset='mnist', examples=6000)
+    training: settings.Training = settings.Training(batch_size=128)
     second: str = 'fashion_mnist'
-    """The second teacher's data set, of images of the same size."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int | None = 6000
-    """Training examples of each data set; all if not given."""
-    seeds: int = 3
-    """Number of repetitions, each with teachers and students of its own."""
-    epochs: int = 12
+    """The second teacher's data set, of images of the same size, and as many of them; `--dataset` is the first's."""
+    epochs: Count = 12
     """Epochs of every network."""
-    batch_size: int = 128
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/label_union'
+    output: settings.Folder = 'runs/label_union'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    parts = [scenarios.load(name, data_dir=config.data_dir, examples=config.examples) for name in (config.first, config.second)]
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns which classes of whom."""
+    parts = [settings.load(config.data), settings.load(settings.with_flags(config.data, dataset=config.second))]
     both = unite(*parts)
     unlabelled = {'inputs': both.train['inputs']}
     classes = (range(parts[0].classes), range(parts[0].classes, both.classes))
@@ -86,27 +80,25 @@ def main(config: Config) -> None:
     labels, soft = objectives.hard_labels(), objectives.soft_targets(temperature=TEMPERATURE)
     splits = (parts[0].train, parts[1].train, both.train)
     *separate, joint = (
-        optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, split, config.batch_size)) for split in splits
+        optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, split, config.training.batch_size)) for split in splits
     )
-    teaching = [training.distillation(each, None, labels, own) for each, own in zip(teachers, separate, strict=True)]
-    of_union = {STUDENTS[average]: training.distillation(student, union, soft, joint) for average, union in unions.items()}
+    distillation = functools.partial(settings.distillation, config.training)
+    teaching = [distillation(each, None, labels, own) for each, own in zip(teachers, separate, strict=True)]
+    of_union = {STUDENTS[average]: distillation(student, union, soft, joint) for average, union in unions.items()}
     apart = sum(of_teacher(i, own) for i, own in enumerate(classes))
-    of_each = training.distillation(student, unions['logits'], apart, joint)
-    with_labels = training.distillation(student, None, labels, joint)
-    for problem, split in zip((*teaching, with_labels), splits, strict=True):
-        runs.check(split, config.batch_size, problem)
-    runs.check(unlabelled, config.batch_size, *of_union.values(), of_each)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    fit = functools.partial(
-        training.fit, batch_size=config.batch_size, epochs=config.epochs, every=10, mesh=runs.mesh(config.batch_size)
-    )
+    of_each = distillation(student, unions['logits'], apart, joint)
+    with_labels = distillation(student, None, labels, joint)
 
-    def trained(seed: int) -> dict[str, Any]:
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        network_of = dict.fromkeys(made, student) | {UNIONS[average]: union for average, union in unions.items()}
+        measured = scenarios.measure(network_of, made, both.test, run.output)
+        return [row._replace(extra=known_set(row, classes, both.test, run.output)) for row in measured]
+
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
         def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, key: int = seed) -> Any:
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            return fit(problem, split, taught_by, key=jax.random.key(key), **saved).variables
+            options = {'key': jax.random.key(key), 'epochs': config.epochs, 'every': 10}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, split, taught_by, **options).variables
 
         taught_by = networks.ensemble_variables(
             [
@@ -121,22 +113,10 @@ def main(config: Config) -> None:
             LABELLED: train(LABELLED, with_labels, both.train),
         }
 
-    made = scenarios.by_name(trained(seed) for seed in range(config.seeds))
-    network_of = dict.fromkeys(made, student) | {UNIONS[average]: union for average, union in unions.items()}
-    rows = [
-        row._replace(extra=known_set(row, classes, both.test, output))
-        for row in scenarios.measure(network_of, made, both.test, output)
-    ]
-    title = f'{config.first} and {config.second} into one student'
-    reporting.write_report(
-        output,
-        rows,
-        title=title,
-        dataset=both,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
-    )
+    problems = [(split, [problem]) for split, problem in zip(splits, (*teaching, with_labels), strict=True)]
+    problems.append((unlabelled, [*of_union.values(), of_each]))
+    title = f'{parts[0].name} and {parts[1].name} into one student'
+    return runs.Experiment(title, both, problems, rows, conclusion)
 
 
 def unite(first: data.Dataset, second: data.Dataset) -> data.Dataset:

@@ -16,22 +16,21 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from tqdm.auto import tqdm
 
-from experiments import architectures, figures, reporting, runs, shipping
+from experiments import architectures, figures, reporting, runs, settings, shipping
+from experiments.settings import Count
 from kdjax import data, metrics, models, networks, objectives, parallel, recipes, training
 from kdjax.batches import Batch, take_examples
 from kdjax.pooling import average_pool
 from kdjax.recipes import RECIPES, TRANSFORMER_RECIPES, Pair, Recipe
 
-BATCH_SIZE = 64
 LARGEST_IMAGE = 12
 SOFT_WEIGHT = 0.9
 BASELINE = 'soft_targets'
@@ -85,50 +84,47 @@ FAMILIES = (
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    seeds: int = 3
-    """Students of each method, alone and with soft targets each."""
-    epochs: int = 40
-    """Epochs of every student and teacher."""
-    examples: int = 320
-    """Training examples that the students see."""
+    data: settings.Data = settings.Data(examples=320)
+    training: settings.Training = settings.Training()
+    epochs: Count = 40
+    """Epochs of every student and of the teacher, which sees all training examples."""
     methods: tuple[str, ...] = ()
     """Which methods; all if not given."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/method_table'
+    output: settings.Folder = 'runs/method_table'
     """Folder for the report and the students. The same command resumes there, after the last finished method."""
 
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Which methods on which pairs."""
+    settings.refuse(
+        config.training,
+        "a method's students train in one program",
+        *('average', 'fsdp', 'skip_nonfinite', 'profile', 'tensorboard'),
+    )
     known = {name for family in FAMILIES for name in family.recipes}
     if unknown := sorted(set(config.methods) - known):
         raise ValueError(f'--methods: there is no {unknown[0]!r}; there are: {", ".join(sorted(known))}')
-    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
+    dataset = settings.load(settings.with_flags(config.data, examples=None))
     everything = len(dataset.train['labels'])
-    if not BATCH_SIZE <= config.examples <= everything:
-        raise ValueError(f'--examples must be between {BATCH_SIZE} and {everything}, got {config.examples}')
-    chosen = np.sort(np.random.default_rng(0).permutation(everything)[: config.examples])
-    transfer = {**data.take(dataset.train, chosen), 'index': np.arange(config.examples, dtype=np.int32)}
-    output = runs.open_output(config)
-    if output is None:
-        return
+    examples = everything if config.data.examples is None else config.data.examples
+    if not config.training.batch_size <= examples <= everything:
+        raise ValueError(f'--examples must be between {config.training.batch_size} and {everything}, got {examples}')
+    chosen = np.sort(np.random.default_rng(0).permutation(everything)[:examples])
+    transfer = {**data.take(dataset.train, chosen), 'index': np.arange(examples, dtype=np.int32)}
     families = [family for family in FAMILIES if not config.methods or set(config.methods) & set(family.recipes)]
-    rows = [row for family in families for row in compare(family, config, dataset, transfer, output)]
-    reporting.write_report(
-        output,
-        rows,
+    series = {'accuracy': 'the method', 'with_soft_targets': 'with soft targets'}
+    return runs.Experiment(
         title=f'Distillation methods on {dataset.name}',
         dataset=dataset,
-        started=started,
-        devices=runs.devices_used(BATCH_SIZE),
-        notes=f'{config.examples} training examples, {config.epochs} epochs. {NOTES}',
-        table=table,
-        draw=functools.partial(figures.draw_rows, series={'accuracy': 'the method', 'with_soft_targets': 'with soft targets'}),
+        problems=[],
+        rows=lambda run: [row for family in families for row in compare(family, config, dataset, transfer, run)],
+        notes=lambda rows: f'{examples} training examples, {config.epochs} epochs. {NOTES}',
+        report={'table': table, 'draw': functools.partial(figures.draw_rows, series=series)},
     )
 
 
@@ -138,12 +134,9 @@ NOTES = (
 )
 
 
-def compare(
-    family: Family, config: Config, dataset: data.Dataset, transfer: Batch, output: pathlib.Path
-) -> list[reporting.Row]:
+def compare(family: Family, config: Config, dataset: data.Dataset, transfer: Batch, run: runs.Run) -> list[reporting.Row]:
     """Trains a teacher and the students of every method of a family, and returns the rows of the table."""
-    prepared = _preparation(dataset)
-    mesh = runs.mesh(BATCH_SIZE)
+    prepared, batch_size, seeds = _preparation(dataset), config.training.batch_size, config.training.seeds
 
     def network(architecture: architectures.Architecture, method: str = BASELINE) -> networks.Network:
         return networks.preprocess(architectures.network(architecture, dataset.classes, recipe=method), prepared)
@@ -152,38 +145,30 @@ def compare(
         return family.optimizer(optax.cosine_decay_schedule(family.learning_rate, config.epochs * steps))
 
     teacher, student = network(family.teacher), network(family.student)
-    steps = training.steps_per_epoch(dataset.train, BATCH_SIZE)
-    problem = training.distillation(teacher, None, objectives.hard_labels(), optimizer(steps))
-    taught_by = training.fit(
-        problem,
-        dataset.train,
-        key=jax.random.key(1000),
-        batch_size=BATCH_SIZE,
-        epochs=config.epochs,
-        every=10,
-        mesh=mesh,
-        **runs.saved(output, f'{family.name}-teacher'),
-    ).variables
-    size, loaded = shipping.ship(output, f'{family.name} teacher', 0, taught_by)
+    steps = training.steps_per_epoch(dataset.train, batch_size)
+    teaching = settings.distillation(config.training, teacher, None, objectives.hard_labels(), optimizer(steps))
+    options = {'key': jax.random.key(1000), 'epochs': config.epochs, 'every': 10}
+    taught_by = run.fit(f'{family.name}-teacher', teaching, dataset.train, **options).variables
+    size, loaded = shipping.ship(run.output, f'{family.name} teacher', 0, taught_by)
     accuracy = metrics.compute(training.evaluator(teacher)(loaded, dataset.test))['accuracy']
     rows = [reporting.Row(f'{family.name} teacher', [accuracy], size, teacher, loaded)]
 
     evaluate = training.evaluator(student)
-    steps = training.steps_per_epoch(transfer, BATCH_SIZE)
-    some, labels = transfer['inputs'][:BATCH_SIZE], transfer['labels']
+    steps = training.steps_per_epoch(transfer, batch_size)
+    some, labels = transfer['inputs'][:batch_size], transfer['labels']
     pair = recipes.pair(student, teacher, some, steps_per_epoch=steps, epochs=config.epochs, labels=labels)
     baseline = None
     for method in family.recipes:
         if config.methods and method not in (BASELINE, *config.methods):
             continue
         name = f'{family.name} {method}'
-        record = output / 'methods' / f'{family.name}-{method}.json'
+        record = run.output / 'methods' / f'{family.name}-{method}.json'
         if not record.exists():
             pair_of_networks = network(family.student, method), network(family.teacher, method)
-            problem = students(family.recipes[method], pair, pair_of_networks, optimizer(steps), config.seeds)
-            seconds = train(problem, taught_by, transfer, config, output, name, mesh)
+            problem = students(family.recipes[method], pair, pair_of_networks, optimizer(steps), config.training)
+            seconds = train(problem, taught_by, transfer, config, run, name)
             reporting.write_json(record, {'step_ms': 1000 * seconds / steps})
-        trained = measure(output, name, config.seeds, lambda loaded: evaluate(loaded, dataset.test))
+        trained = measure(run.output, name, seeds, lambda loaded: evaluate(loaded, dataset.test))
         trained = trained._replace(step_ms=json.loads(record.read_text())['step_ms'])
         baseline = baseline or trained
         rows += _rows(name, student, trained, baseline)
@@ -195,9 +180,9 @@ def students(
     pair: Pair,
     pair_of_networks: tuple[networks.Network, networks.Network],
     optimizer: optax.GradientTransformation,
-    seeds: int,
+    computed: settings.Training,
 ) -> training.Problem:
-    """The students of a method as one problem: `seeds` that learn by it alone, and `seeds` with soft targets added."""
+    """The students of a method as one problem: one of each seed that learn by it alone, and one with soft targets added."""
     soft = SOFT_WEIGHT * objectives.soft_targets(temperature=4.0)
 
     def make(together: jax.Array) -> training.Problem:
@@ -205,9 +190,9 @@ def students(
             objective = (1 - SOFT_WEIGHT * together) * objectives.hard_labels() + together * soft
         else:
             objective = recipe(pair) + together * soft
-        return training.distillation(*pair_of_networks, objective, optimizer)
+        return settings.distillation(computed, *pair_of_networks, objective, optimizer)
 
-    return training.sweep(make, jnp.repeat(jnp.array([0.0, 1.0]), seeds))
+    return training.sweep(make, jnp.repeat(jnp.array([0.0, 1.0]), computed.seeds))
 
 
 def train(
@@ -215,14 +200,14 @@ def train(
     teacher_variables: Any,
     transfer: Batch,
     config: Config,
-    output: pathlib.Path,
+    run: runs.Run,
     name: str,
-    mesh: jax.sharding.Mesh,
 ) -> float:
     """Trains a method's students and ships them; returns the median time of an epoch in seconds."""
-    epoch = training.in_memory_epoch(problem, batch_size=BATCH_SIZE, mesh=mesh)
-    state = problem.init(jax.random.key(0), take_examples(transfer, slice(0, BATCH_SIZE)))
-    state, teacher_variables, transfer = parallel.replicate(mesh, (state, teacher_variables, transfer))
+    batch_size, seeds = config.training.batch_size, config.training.seeds
+    epoch = training.in_memory_epoch(problem, batch_size=batch_size, mesh=run.mesh)
+    state = problem.init(jax.random.key(0), take_examples(transfer, slice(0, batch_size)))
+    state, teacher_variables, transfer = parallel.replicate(run.mesh, (state, teacher_variables, transfer))
     taken = []
     for number in tqdm(range(config.epochs), desc=name, leave=False, disable=None):
         started = time.perf_counter()
@@ -230,9 +215,9 @@ def train(
         if not np.isfinite(jax.device_get(measured[-1]['loss'].total)).all():
             raise training.NonFiniteLossError(f'{name}: the loss is not finite in epoch {number + 1}')
         taken.append(time.perf_counter() - started)
-    for i in range(2 * config.seeds):
-        together, seed = divmod(i, config.seeds)
-        shipping.ship(output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
+    for i in range(2 * seeds):
+        together, seed = divmod(i, seeds)
+        shipping.ship(run.output, _file(name, together), seed, jax.tree.map(lambda x, i=i: x[i], state.variables))
     return float(np.median(taken))
 
 

@@ -34,19 +34,17 @@ References:
 """
 
 import dataclasses
-import functools
-import pathlib
-import time
-from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
-from experiments import parts, reporting, runs, scenarios, shipping
+from experiments import parts, reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, losses, metrics, models, networks, objectives, optimizers, training
 from kdjax.batches import Batch
 from kdjax.metrics import Average
@@ -66,21 +64,13 @@ AGAIN, KEPT = 'student, source again', 'student, source again, best in both'
 class Config:
     """The settings of a run."""
 
-    source: str = 'mnist'
-    """The domain with labels: 'digits', which is embedded, or an image data set of TensorFlow Datasets."""
+    data: settings.Data = settings.Data(dataset='mnist', examples=4096)
+    training: settings.Training = settings.Training()
     target: str = 'digits'
-    """The domain with few labels, of the same classes."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int = 4096
-    """Training examples of the source."""
-    seeds: int = 3
-    """Number of repetitions, each with networks of its own."""
-    epochs: int = 10
+    """The domain with few labels, of the same classes as `--dataset`, which is the source; all of its examples are used."""
+    epochs: Count = 10
     """Epochs of every step of the recipe; those with 100 examples take five times as many."""
-    batch_size: int = 64
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/redistill'
+    output: settings.Folder = 'runs/redistill'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
@@ -102,16 +92,33 @@ class Splits(NamedTuple):
     test: dict[str, Batch]
 
 
+class Step(NamedTuple):
+    """A step of the recipe.
+
+    Attributes:
+      problem: what is trained.
+      examples: on what.
+      epochs: how long.
+      options: of `training.fit`, where they are not those of all steps.
+    """
+
+    problem: training.Problem
+    examples: Batch
+    epochs: int
+    options: Mapping[str, Any] = types.MappingProxyType({})
+
+
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    source = scenarios.load(config.source, data_dir=config.data_dir, examples=config.examples)
-    target = scenarios.load(config.target, data_dir=config.data_dir)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """What is learned in which domain, after what."""
+    source = settings.load(config.data)
+    target = settings.load(settings.with_flags(config.data, dataset=config.target, examples=None))
     if source.classes != target.classes:
-        raise ValueError(
-            f'{config.source} has {source.classes} classes, {config.target} {target.classes}: they must be the same'
-        )
+        raise ValueError(f'{source.name} has {source.classes} classes, {target.name} {target.classes}: they must be the same')
     splits = split(source, target)
     rescale = data.normalize(0.0, 1.0)
 
@@ -120,20 +127,18 @@ def main(config: Config) -> None:
 
     teacher, student = network(256, 128), network(256, 32)
     recipe = prepare(config, splits, teacher, student, source.classes)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    trained = scenarios.by_name(one_seed(recipe, splits, teacher, student, output, seed) for seed in range(config.seeds))
-    network_of = {name: teacher if name.startswith('teacher') else student for name in trained}
-    rows = parts.average({name: scenarios.measure(network_of, trained, splits.test[name], output) for name in DOMAINS})
-    reporting.write_report(
-        output,
-        rows,
+
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        made = scenarios.by_name(one_seed(run, recipe, splits, teacher, student, seed) for seed in range(config.training.seeds))
+        network_of = {name: teacher if name.startswith('teacher') else student for name in made}
+        return parts.average({name: scenarios.measure(network_of, made, splits.test[name], run.output) for name in DOMAINS})
+
+    return runs.Experiment(
         title=f'From {source.name} to {target.name} and back',
         dataset=source._replace(name=f'{source.name} and {target.name}', test=splits.test['source']),
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows),
+        problems=[(step.examples, [step.problem]) for step in recipe.values() if not step.options],
+        rows=rows,
+        notes=conclusion,
     )
 
 
@@ -172,32 +177,24 @@ def resized(examples: Batch, frame: tuple[slice, slice]) -> Batch:
 
 def prepare(
     config: Config, splits: Splits, teacher: networks.Network, student: networks.Network, classes: int
-) -> dict[str, Callable[..., training.Fitted]]:
-    """`training.fit` for each step, `recipe[step](examples, key=...)`, compiled once for all seeds."""
+) -> dict[str, Step]:
+    """The steps of the recipe, by what they make."""
     labels = objectives.hard_labels()
     agreement = objectives.from_recorded_logits(objectives.soft_targets(temperature=2.0))
-    few_size = min(config.batch_size, len(splits.few['labels']))
-    both_steps = config.epochs * training.steps_per_epoch(splits.both, config.batch_size)
+    few_size = min(config.training.batch_size, len(splits.few['labels']))
+    both_steps = config.epochs * training.steps_per_epoch(splits.both, config.training.batch_size)
     alignment = objectives.domain_discrimination(FEATURE, hidden=64, reversal=losses.reversal_schedule(both_steps))
     recorded = {**splits.both, 'teacher_logits': np.zeros((len(splits.both['inputs']), classes), np.float32)}
 
-    fit, fit_few = (
-        functools.partial(training.fit, batch_size=size, epochs=epochs, every=epochs, mesh=runs.mesh(size))
-        for size, epochs in ((config.batch_size, config.epochs), (few_size, 5 * config.epochs))
-    )
-
-    def tune(optimizer: optax.GradientTransformation) -> Callable[..., training.Fitted]:
-        problem = training.distillation(teacher, None, labels, optimizer)
+    def tune(optimizer: optax.GradientTransformation) -> Step:
+        problem = settings.distillation(config.training, teacher, None, labels, optimizer)
         runs.check(splits.few, few_size, problem)
-        return functools.partial(fit_few, problem)
+        return Step(problem, splits.few, 5 * config.epochs, {'batch_size': few_size, 'mesh': runs.mesh(few_size)})
 
-    def learn(
-        network: networks.Network, objective: objectives.Objective, examples: Batch, rate: float = 1e-3
-    ) -> Callable[..., training.Fitted]:
-        adam = optax.adam(scenarios.falling(rate, config.epochs, examples, config.batch_size))
-        problem = training.distillation(network, None, objective, adam)
-        runs.check(examples, config.batch_size, problem)
-        return functools.partial(fit, problem)
+    def learn(network: networks.Network, objective: objectives.Objective, examples: Batch, rate: float = 1e-3) -> Step:
+        adam = optax.adam(scenarios.falling(rate, config.epochs, examples, config.training.batch_size))
+        problem = settings.distillation(config.training, network, None, objective, adam)
+        return Step(problem, examples, config.epochs)
 
     return {
         TEACHER: learn(teacher, labels, splits.source),
@@ -211,43 +208,34 @@ def prepare(
 
 
 def one_seed(
-    recipe: dict[str, Callable[..., training.Fitted]],
+    run: runs.Run,
+    recipe: dict[str, Step],
     splits: Splits,
     teacher: networks.Network,
     student: networks.Network,
-    output: pathlib.Path,
     seed: int,
 ) -> dict[str, Any]:
     """Follows the recipe; returns the variables after every step."""
 
-    def fit(name: str, step: str, examples: Batch, start: Any = None) -> Any:
-        saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-        return jax.device_get(recipe[step](examples, key=key, student_variables=start, **saved).variables)
+    def fit(name: str, step: str, start: Any = None, examples: Batch | None = None, **more: Any) -> runs.Trained:
+        way = recipe[step]
+        options = {'key': jax.random.key(seed), 'epochs': way.epochs, 'every': way.epochs, **way.options, **more}
+        where = f'seed{seed}/{shipping.folder_name(name)}'
+        split = way.examples if examples is None else examples
+        return jax.device_get(run.fit(where, way.problem, split, student_variables=start, **options))
 
-    key = jax.random.key(seed)
-    made = {TEACHER: fit(TEACHER, TEACHER, splits.source)}
-    made[ADAPTED] = fit(ADAPTED, ADAPTED, labels_of_source(splits))
-    made[ALONE] = fit(ALONE, EVERYTHING, splits.few)
+    made = {step: fit(step, step).variables for step in (TEACHER, ADAPTED)}
+    made[ALONE] = fit(ALONE, EVERYTHING).variables
     for step in (EVERYTHING, TUNED):
-        made[step] = fit(step, step, splits.few, made[TEACHER])
+        made[step] = fit(step, step, made[TEACHER]).variables
     fresh = student.init(jax.random.key(1000 + seed), splits.source['inputs'][:1])
     made[HANDED] = networks.copy_layers(made[TUNED], fresh, CHOSEN)
     recorded = {**splits.both, 'teacher_logits': recorded_logits(teacher, splits.both, made[TEACHER], made[TUNED])}
     for step in (AGREEING, ALIGNED):
-        made[step] = fit(step, step, recorded, made[HANDED])
-    made[AGAIN] = fit(AGAIN, AGAIN, splits.source, made[ALIGNED])
-    fitted = recipe[AGAIN](
-        splits.source,
-        key=key,
-        student_variables=made[ALIGNED],
-        every=1,
-        validate=in_both(student, splits.validation),
-        monitor='lower',
-        mode='max',
-        target=TARGET_ACCURACY,
-        **runs.saved(output, f'seed{seed}/{shipping.folder_name(KEPT)}'),
-    )
-    made[KEPT] = jax.device_get(fitted.best_variables)
+        made[step] = fit(step, step, made[HANDED], recorded).variables
+    made[AGAIN] = fit(AGAIN, AGAIN, made[ALIGNED]).variables
+    validation = {'validate': in_both(student, splits.validation), 'monitor': 'lower', 'mode': 'max', 'every': 1}
+    made[KEPT] = fit(KEPT, AGAIN, made[ALIGNED], target=TARGET_ACCURACY, **validation).best_variables
     return made
 
 

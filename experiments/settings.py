@@ -129,6 +129,19 @@ def check_ranges(config: Any) -> None:
                     raise ValueError(f'--{name.replace("_", "-")} must be {_in_words(range_)}, got {number}')
 
 
+def refuse(settings: Training, why: str, *names: str) -> None:
+    """Raises for the first of these flags that is given to a script that has no use for it.
+
+    >>> refuse(Training(fsdp=2), 'clients are apart', 'fsdp')
+    Traceback (most recent call last):
+    ...
+    ValueError: --fsdp does nothing here: clients are apart
+    """
+    for name in names:
+        if getattr(settings, name) != getattr(Training(), name):
+            raise ValueError(f'--{name.replace("_", "-")} does nothing here: {why}')
+
+
 def with_flags(config: Any, **flags: Any) -> Any:
     """A config with other values of its flags, wherever they stand.
 

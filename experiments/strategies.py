@@ -42,18 +42,17 @@ References:
 import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import tyro
 
-from experiments import figures, reporting, runs, scenarios, shipping
+from experiments import figures, reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, losses, metrics, models, networks, objectives, optimizers, regimes, training
 from kdjax.batches import Batch
 
@@ -72,19 +71,13 @@ TOLERANCE = 1e-4
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    labels: int = 20
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training(seeds=5)
+    labels: Count = 20
     """Labelled training examples; all others have none."""
-    seeds: int = 5
-    """Number of repetitions, each with labels, teachers and students of its own."""
-    epochs: int = 40
+    epochs: Count = 40
     """Epochs of every network."""
-    batch_size: int = 64
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/strategies'
+    output: settings.Folder = 'runs/strategies'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
@@ -120,66 +113,61 @@ def strategies(steps: int) -> dict[str, Strategy]:
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size, labels=config.labels)
-    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom, and how."""
+    dataset = settings.load(config.data)
     unlabelled = {'inputs': dataset.train['inputs']}
-    steps = config.epochs * training.steps_per_epoch(unlabelled, config.batch_size)
+    steps = config.epochs * training.steps_per_epoch(unlabelled, config.training.batch_size)
     module = networks.from_linen(MODULE.clone(classes=dataset.classes), features=LAST)
     network = networks.preprocess(module, data.normalize(0.0, 1.0))
     teacher = networks.ensemble([network] * MEMBERS)
-    rate = scenarios.falling(LEARNING_RATE, config.epochs, unlabelled, config.batch_size)
+    rate = scenarios.falling(LEARNING_RATE, config.epochs, unlabelled, config.training.batch_size)
 
     def problem(taught_by: networks.Network | None, strategy: Strategy) -> training.Problem:
         optimizer = optax.chain(optimizers.gaussian_prior(strategy.precision), optax.adam(rate))
-        return training.distillation(network, taught_by, strategy.objective, optimizer)
+        return settings.distillation(config.training, network, taught_by, strategy.objective, optimizer)
 
     teaching = problem(None, Strategy(objectives.hard_labels(), SOURCE_PRECISION))
     ways = strategies(steps)
     problems = {name: problem(teacher, way) for name, way in ways.items()}
-    runs.check(dataset.train, config.batch_size, teaching)
-    runs.check(unlabelled, config.batch_size, *problems.values())
     pair = regimes.expectation_maximization([network] * 2, precision=EM_PRECISION)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    settings = {'epochs': config.epochs, 'every': config.epochs, 'batch_size': config.batch_size}
-    fit = functools.partial(training.fit, mesh=runs.mesh(config.batch_size), **settings)
-    bounds = []
+    bounds: list[list[float]] = []
 
-    def networks_of(seed: int) -> dict[str, Any]:
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        # The test split waits until every network of every seed is trained.
+        made = scenarios.by_name(trained(run, seed) for seed in range(config.training.seeds))
+        reporting.write_json(run.output / 'bounds.json', bounds)
+        measure = measurer(network, teacher, made['teacher'], unlabelled, dataset.test, run.output)
+        return [measure(name, each) for name, each in made.items()]
+
+    def trained(run: runs.Run, seed: int) -> dict[str, Any]:
+        def train(name: str, problem: training.Problem, split: Batch, taught_by: Any = None, **more: Any) -> Any:
+            options = {'key': jax.random.key(seed), 'epochs': config.epochs, 'every': config.epochs, **more}
+            return run.fit(f'seed{seed}/{shipping.folder_name(name)}', problem, split, taught_by, **options).variables
+
         few = data.hide_labels(dataset.train, keep=min(config.labels, len(dataset.train['labels'])), seed=seed)
         labelled = data.repeat_labelled(few)
         keys = [jax.random.key(1000 * (i + 1) + seed) for i in range(MEMBERS)]
-        members = [
-            fit(teaching, labelled, key=key, **runs.saved(output, f'seed{seed}/member{i}')).variables
-            for i, key in enumerate(keys)
-        ]
+        members = [train(f'member{i}', teaching, labelled, key=key) for i, key in enumerate(keys)]
         taught_by = networks.ensemble_variables(members)
         found = {'teacher': taught_by, 'start': members[0]}
         for name, learning in problems.items():
             start = members[0] if ways[name].copied else None
-            saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}')
-            fitted = fit(learning, unlabelled, taught_by, key=jax.random.key(seed), student_variables=start, **saved)
-            found[name] = fitted.variables
+            found[name] = train(name, learning, unlabelled, taught_by, student_variables=start)
         agreed, rising = regimes.until_convergence(pair, pair.init(members[:2]), few, tolerance=TOLERANCE)
         bounds.append(rising.tolist())
         return found | {'EM, student': agreed.variables[0], 'EM, teacher': agreed.variables[1]}
 
-    # The test split waits until every network of every seed is trained.
-    trained = scenarios.by_name(networks_of(seed) for seed in range(config.seeds))
-    reporting.write_json(output / 'bounds.json', bounds)
-    measure = measurer(network, teacher, trained['teacher'], unlabelled, dataset.test, output)
-    rows = [measure(name, each) for name, each in trained.items()]
-    reporting.write_report(
-        output,
-        rows,
+    return runs.Experiment(
         title=f'Strategies: {dataset.name}',
         dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows, bounds),
-        draw=functools.partial(draw, bounds=bounds),
+        problems=[(dataset.train, [teaching]), (unlabelled, [*problems.values()])],
+        rows=rows,
+        notes=lambda rows: conclusion(rows, bounds),
+        report={'draw': functools.partial(draw, bounds=bounds)},
     )
 
 

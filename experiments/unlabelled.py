@@ -37,19 +37,16 @@ References:
 """
 
 import dataclasses
-import functools
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
-import tyro
-from tqdm.auto import tqdm
 
-from experiments import figures, reporting, runs, scenarios, shipping
+from experiments import figures, reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count, Share
 from kdjax import data, losses, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -67,19 +64,13 @@ ATTENTION, INNER_PRODUCT, DIVERSITY = 100.0, 1e-2, 0.1
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    seeds: int = 3
-    """Number of repetitions, each with teachers, transfer sets and students of its own."""
-    epochs: int = 40
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training()
+    epochs: Count = 40
     """Epochs of teachers and students, counted in training sets: a student of a small share takes as many steps."""
-    shares: tuple[float, ...] = (0.05, 0.1, 0.25, 1.0)
+    shares: tuple[Share, ...] = (0.05, 0.1, 0.25, 1.0)
     """Shares of the training inputs that are transfer sets, in rising order."""
-    batch_size: int = 64
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/unlabelled'
+    output: settings.Folder = 'runs/unlabelled'
     """Folder for the report, the logs, the checkpoints and the students. The same command resumes there."""
 
 
@@ -118,9 +109,12 @@ def methods(student: networks.Network, autoencoder: networks.Network) -> dict[st
 
 def main(config: Config) -> None:
     """Trains, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """Who learns what of whom, from how many inputs."""
+    dataset = settings.load(config.data)
     train, test = flatten(dataset.train), flatten(dataset.test)
     shares = [round(share * len(train['labels'])) for share in config.shares]
     if not shares or shares != sorted(set(shares)) or shares[0] < 1 or shares[-1] > len(train['labels']):
@@ -132,56 +126,52 @@ def main(config: Config) -> None:
     pixels = train['inputs'].shape[-1]
     teachers = {'classifier': network(TEACHER), 'autoencoder': network(TEACHER_AUTOENCODER, pixels, ())}
     learning = {'classifier': objectives.hard_labels(), 'autoencoder': objectives.reconstruction(teacher='inputs')}
-    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, train, config.batch_size))
-    teaching = {name: training.distillation(teachers[name], None, learning[name], optimizer) for name in teachers}
+    optimizer = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, train, config.training.batch_size))
+    teaching = {
+        name: settings.distillation(config.training, teachers[name], None, learning[name], optimizer) for name in teachers
+    }
     compared = methods(network(STUDENT), network(STUDENT_AUTOENCODER, pixels, ()))
     problems = {
-        name: training.distillation(method.network, teachers.get(method.taught_by), method.objective, optimizer)
+        name: settings.distillation(
+            config.training, method.network, teachers.get(method.taught_by), method.objective, optimizer
+        )
         for name, method in compared.items()
     }
-    runs.check(train, config.batch_size, *teaching.values(), *problems.values())
-    output = runs.open_output(config)
-    if output is None:
-        return
-    # Of every network the end alone is needed.
-    settings = {'batch_size': config.batch_size, 'epochs': config.epochs, 'every': config.epochs}
-    fit = functools.partial(training.fit, mesh=runs.mesh(config.batch_size), **settings)
 
-    # The test split waits until every network of every seed is trained.
-    taught: dict[str, list[Any]] = {name: [] for name in teachers}
-    trained: dict[str, dict[int, list[Any]]] = {name: {examples: [] for examples in shares} for name in compared}
-    with tqdm(total=config.seeds * len(shares) * len(compared), desc='students', disable=None) as progress:
-        for seed in range(config.seeds):
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        # The test split waits until every network of every seed is trained.
+        taught: dict[str, list[Any]] = {name: [] for name in teachers}
+        students: dict[str, dict[int, list[Any]]] = {name: {examples: [] for examples in shares} for name in compared}
+        for seed in range(config.training.seeds):
             for name, problem in teaching.items():
-                key = 1000 + seed
-                saved = runs.saved(output, f'seed{key}/teacher-{name}')
-                taught[name].append(fit(problem, train, key=jax.random.key(key), **saved).variables)
+                taught[name].append(fit(run, f'seed{1000 + seed}/teacher-{name}', problem, train, 1000 + seed))
             for examples in shares:
                 shown = transfer_set(train, examples, seed)
                 for name, method in compared.items():
                     split = shown if method.labelled else without_labels(shown)
                     teacher = taught[method.taught_by][-1] if method.taught_by else None
-                    saved = runs.saved(output, f'seed{seed}/{shipping.folder_name(name)}/{examples}')
-                    fitted = fit(problems[name], split, teacher, key=jax.random.key(seed), **saved)
-                    trained[name][examples].append(fitted.variables)
-                    progress.update()
-    measured = {f'teacher: {name}': (teachers[name], {shares[-1]: taught[name]}) for name in teachers}
-    measured |= {name: (compared[name].network, each) for name, each in trained.items()}
-    classify = training.evaluator(teachers['classifier'])
-    rows = [
-        measure(name, network, each, test, output, classify if 'autoencoder' in name else None, taught['classifier'])
-        for name, (network, each) in measured.items()
-    ]
-    reporting.write_report(
-        output,
-        rows,
+                    where = f'seed{seed}/{shipping.folder_name(name)}/{examples}'
+                    students[name][examples].append(fit(run, where, problems[name], split, seed, teacher))
+        measured = {f'teacher: {name}': (teachers[name], {shares[-1]: taught[name]}) for name in teachers}
+        measured |= {name: (compared[name].network, each) for name, each in students.items()}
+        classify = training.evaluator(teachers['classifier'])
+        return [
+            measure(name, network, each, test, run.output, classify if 'autoencoder' in name else None, taught['classifier'])
+            for name, (network, each) in measured.items()
+        ]
+
+    def fit(run: runs.Run, where: str, problem: training.Problem, split: Batch, key: int, taught_by: Any = None) -> Any:
+        # Of every network the end alone is needed.
+        options = {'key': jax.random.key(key), 'epochs': config.epochs, 'every': config.epochs}
+        return run.fit(where, problem, split, taught_by, **options).variables
+
+    return runs.Experiment(
         title=f'Without a label: {dataset.name}',
         dataset=dataset._replace(test=test),
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=conclusion(rows, shares),
-        table=table,
-        draw=draw,
+        problems=[(train, [*teaching.values(), *problems.values()])],
+        rows=rows,
+        notes=lambda rows: conclusion(rows, shares),
+        report={'table': table, 'draw': draw},
     )
 
 

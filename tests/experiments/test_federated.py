@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers import scenario
 
 from experiments import federated, scenarios, shipping
 from kdjax import models, networks
@@ -16,7 +17,7 @@ NAMES = [federated.CENTRAL, *(federated.row_name(way, 0.5) for way in ('averagin
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'federated'
-    config = federated.Config(**CONFIG, output=str(output))
+    config = scenario.config(federated, **CONFIG, output=str(output))
     federated.main(config)
     return config, output
 
@@ -57,7 +58,7 @@ def test_every_client_has_examples_of_its_own_and_the_server_has_no_labels():
 def test_the_server_gets_variables_and_counts_and_its_own_images_alone():
     dataset = scenarios.load('digits', examples=200)
     network = networks.preprocess(networks.from_linen(models.MLP((4,))), lambda x: x.astype(np.float32) / 255)
-    config = federated.Config(**CONFIG)
+    config = scenario.config(federated, **CONFIG)
     federation = federated.federate(config, network)
     seen = []
 

@@ -26,7 +26,9 @@ def two_sets(name, **options):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'label_union'
-    config = label_union.Config('digits', 'negatives', examples=35, seeds=1, epochs=1, batch_size=35, output=str(output))
+    config = scenario.config(
+        label_union, dataset='digits', second='negatives', examples=35, seeds=1, epochs=1, batch_size=35, output=str(output)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_union, 'TEACHER', models.MLP((8,), dropout=0.3))
         patch.setattr(label_union, 'STUDENT', models.MLP((8,)))

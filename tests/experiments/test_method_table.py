@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from helpers import scenario
 
 from experiments import architectures, method_table, shipping
 from kdjax.recipes import RECIPES
@@ -19,7 +20,7 @@ def one_family(monkeypatch):
 
 def test_the_table_is_written_and_resumes(one_family, tmp_path, capsys):
     output = tmp_path / 'run'
-    config = method_table.Config(seeds=2, epochs=2, examples=64, methods=('hint',), output=str(output))
+    config = scenario.config(method_table, seeds=2, epochs=2, examples=64, methods=('hint',), output=str(output))
     method_table.main(config)
     report = json.loads((output / 'report.json').read_text())
     names = ['teacher', 'alone', 'soft_targets', 'hint']
@@ -59,7 +60,7 @@ def test_the_table_is_written_and_resumes(one_family, tmp_path, capsys):
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        method_table.main(method_table.Config(output=str(tmp_path / 'run'), **changes))
+        method_table.main(scenario.config(method_table, output=str(tmp_path / 'run'), **changes))
     assert not (tmp_path / 'run').exists()
 
 

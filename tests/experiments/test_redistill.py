@@ -5,8 +5,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import scenario
 
-from experiments import redistill, scenarios, shipping
+from experiments import redistill, settings, shipping
 from kdjax.paths import leaves_with_paths
 
 
@@ -14,13 +15,15 @@ from kdjax.paths import leaves_with_paths
 def output(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'redistill'
     # A batch that no number of devices divides compiles for one, which is faster.
-    redistill.main(redistill.Config(source='digits', examples=64, seeds=1, epochs=2, batch_size=31, output=str(output)))
+    redistill.main(
+        scenario.config(redistill, dataset='digits', examples=64, seeds=1, epochs=2, batch_size=31, output=str(output))
+    )
     return output
 
 
 @pytest.fixture(scope='module')
 def splits():
-    return redistill.split(scenarios.load('digits', examples=64), scenarios.load('digits'))
+    return redistill.split(settings.load(settings.Data(examples=64)), settings.load(settings.Data()))
 
 
 def variables(output, name):
@@ -105,8 +108,13 @@ def test_rows_are_means_over_both_domains(output):
 
 
 def test_domains_of_other_classes_are_refused(tmp_path, monkeypatch):
-    load = scenarios.load
-    monkeypatch.setattr(scenarios, 'load', lambda name, **more: load('digits')._replace(classes=10 if name == 'digits' else 7))
+    load = settings.load
+
+    def letters_and_digits(flags):
+        name, classes = flags.dataset, {'digits': 10, 'letters': 7}[flags.dataset]
+        return load(settings.Data())._replace(name=name, classes=classes)
+
+    monkeypatch.setattr(settings, 'load', letters_and_digits)
     with pytest.raises(ValueError, match='letters has 7 classes, digits 10: they must be the same'):
-        redistill.main(redistill.Config(source='letters', output=str(tmp_path / 'run')))
+        redistill.main(scenario.config(redistill, dataset='letters', output=str(tmp_path / 'run')))
     assert not (tmp_path / 'run').exists()

@@ -27,7 +27,7 @@ NAMES = [
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'strategies'
-    config = strategies.Config(seeds=1, epochs=12, labels=60, batch_size=115, output=str(output))
+    config = scenario.config(strategies, seeds=1, epochs=12, labels=60, batch_size=115, output=str(output))
     ways = strategies.strategies
 
     def few_ways(steps):
@@ -130,5 +130,5 @@ def test_rows_hold_what_the_files_give(finished, rows):
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes):
     (name,) = changes
     with pytest.raises(ValueError, match=f'--{name.replace("_", "-")} must be at least 1, got 0'):
-        strategies.main(strategies.Config(output=str(tmp_path / 'run'), **changes))
+        strategies.main(scenario.config(strategies, output=str(tmp_path / 'run'), **changes))
     assert not (tmp_path / 'run').exists()

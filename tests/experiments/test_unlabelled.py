@@ -14,7 +14,7 @@ EXAMPLES = (115, 1150)
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'unlabelled'
-    config = unlabelled.Config(seeds=1, epochs=2, shares=SHARES, batch_size=35, output=str(output))
+    config = scenario.config(unlabelled, seeds=1, epochs=2, shares=SHARES, batch_size=35, output=str(output))
     methods = unlabelled.methods
 
     def few_methods(*students):
@@ -108,7 +108,7 @@ def test_rows_hold_what_the_files_give(finished, rows):
     'changes,message',
     [
         ({'shares': (0.5, 0.1)}, r'--shares must rise from above 0 to at most 1, got \(0.5, 0.1\)'),
-        ({'shares': (0.5, 1.5)}, '--shares must rise'),
+        ({'shares': (0.5, 1.5)}, '--shares must be from 0 to 1, got 1.5'),
         ({'shares': (0.0,)}, '--shares must rise'),
         ({'shares': ()}, '--shares must rise'),
         ({'epochs': 0}, '--epochs must be at least 1, got 0'),
@@ -116,5 +116,5 @@ def test_rows_hold_what_the_files_give(finished, rows):
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        unlabelled.main(unlabelled.Config(output=str(tmp_path / 'run'), **changes))
+        unlabelled.main(scenario.config(unlabelled, output=str(tmp_path / 'run'), **changes))
     assert not (tmp_path / 'run').exists()
