@@ -23,18 +23,16 @@ References:
 import dataclasses
 import functools
 import pathlib
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-import tyro
-from tqdm.auto import tqdm
 
-from experiments import compression, figures, reporting, runs, scenarios, shipping
+from experiments import compression, figures, reporting, runs, scenarios, settings, shipping
+from experiments.settings import Count
 from kdjax import data, export, metrics, models, networks, objectives, training
 from kdjax.batches import Batch
 
@@ -50,50 +48,38 @@ ALONE, DISTILLED = 'without distillation', 'distilled'
 class Config:
     """The settings of a run."""
 
-    dataset: str = 'digits'
-    """'digits', which is embedded, or the name of an image data set of TensorFlow Datasets."""
-    data_dir: str | None = None
-    """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    seeds: int = 3
-    """Number of repetitions, each with a teacher and students of its own."""
-    epochs: int = 20
+    data: settings.Data = settings.Data()
+    training: settings.Training = settings.Training()
+    epochs: Count = 20
     """Epochs of teacher and student; every stage after these takes half as many."""
-    examples: int | None = None
-    """Training examples that teacher and student see; all if not given."""
-    batch_size: int = 64
-    """Examples a step."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/compress'
+    output: settings.Folder = 'runs/compress'
     """Folder for the report, the logs, the checkpoints and the networks. The same command resumes there."""
 
 
 def main(config: Config) -> None:
     """Trains, compresses, measures and reports."""
-    started = time.time()
-    runs.check_at_least(1, epochs=config.epochs, seeds=config.seeds, batch_size=config.batch_size)
-    dataset = data.load(config.dataset, data_dir=config.data_dir, validation=0.2)
-    everything = len(dataset.train['labels'])
-    examples = everything if config.examples is None else config.examples
-    if not config.batch_size <= examples <= everything:
-        raise ValueError(f'--examples must be between {config.batch_size} and {everything}, got {examples}')
-    train = data.take(dataset.train, np.sort(np.random.default_rng(0).permutation(everything)[:examples]))
-    make = prepare(config, train, dataset.classes)
-    output = runs.open_output(config)
-    if output is None:
-        return
-    for seed in range(config.seeds):
-        make(output, seed)
-    rows = measure(output, config.seeds, dataset.test)
-    reporting.write_report(
-        output,
-        rows,
+    runs.run(experiment, config)
+
+
+def experiment(config: Config) -> runs.Experiment:
+    """What is trained and compressed, and in which order."""
+    dataset = settings.load(settings.with_flags(config.data, examples=None))
+    train = settings.part_in_order(dataset.train, config.data.examples)
+    training.steps_per_epoch(train, config.training.batch_size)  # complains where there is not one batch
+    problems, make = prepare(config, train, dataset.classes)
+
+    def rows(run: runs.Run) -> list[reporting.Row]:
+        for seed in range(config.training.seeds):
+            make(run, seed)
+        return measure(run.output, config.training.seeds, dataset.test)
+
+    return runs.Experiment(
         title=f'Distil, prune, quantize: {dataset.name}',
         dataset=dataset,
-        started=started,
-        devices=runs.devices_used(config.batch_size),
-        notes=f'{conclusion(rows)}\n\n{NOTES}',
-        batch_sizes=BATCH_SIZES,
-        table=table,
-        draw=draw,
+        problems=[(train, problems)],
+        rows=rows,
+        notes=lambda rows: f'{conclusion(rows)}\n\n{NOTES}',
+        report={'batch_sizes': BATCH_SIZES, 'table': table, 'draw': draw},
     )
 
 
@@ -106,9 +92,9 @@ NOTES = (
 )
 
 
-def prepare(config: Config, train: Batch, classes: int) -> Callable[[pathlib.Path, int], None]:
-    """Makes the function that trains the networks of one seed and ships them, all compiled once for all seeds."""
-    batch_size = config.batch_size
+def prepare(config: Config, train: Batch, classes: int) -> tuple[list[training.Problem], Callable[[runs.Run, int], None]]:
+    """What is trained, and the function that trains the networks of one seed and ships them."""
+    batch_size = config.training.batch_size
     batches = [train['inputs'][i : i + batch_size] for i in range(0, len(train['inputs']) - batch_size + 1, batch_size)]
     batches = batches[:CALIBRATION_BATCHES]
     rescale = data.normalize(0.0, 1.0)
@@ -121,41 +107,37 @@ def prepare(config: Config, train: Batch, classes: int) -> Callable[[pathlib.Pat
 
     def problems(taught_by: networks.Network | None, objective: objectives.Objective) -> dict[str, training.Problem]:
         return {
-            name: training.distillation(stage.network, taught_by, objective, stage.optimizer) for name, stage in stages.items()
+            name: settings.distillation(config.training, stage.network, taught_by, objective, stage.optimizer)
+            for name, stage in stages.items()
         }
 
     labels = objectives.hard_labels()
     both = 0.1 * labels + 0.9 * objectives.soft_targets(temperature=4.0)
     adam = optax.adam(scenarios.falling(LEARNING_RATE, config.epochs, train, batch_size))
-    teaching = training.distillation(teacher, None, labels, adam)
+    teaching = settings.distillation(config.training, teacher, None, labels, adam)
     learning = {ALONE: problems(None, labels), DISTILLED: problems(teacher, both)}
-    runs.check(train, batch_size, teaching, *(problem for kind in learning.values() for problem in kind.values()))
-    mesh = runs.mesh(batch_size)
 
-    def make(output: pathlib.Path, seed: int) -> None:
-        if _folder(output, seed, *_every_name()[-1]).exists():
+    def make(run: runs.Run, seed: int) -> None:
+        if _folder(run.output, seed, *_every_name()[-1]).exists():
             return
-        with tqdm(total=1 + 2 * len(stages), desc=f'networks of seed {seed}', disable=None) as progress:
 
-            def fit(problem: training.Problem, *name: str, **more: Any) -> dict[str, Any]:
-                saved = runs.saved(output, '/'.join([f'seed{seed}', *map(shipping.folder_name, name)]))
-                fitted = training.fit(problem, train, batch_size=batch_size, every=10, mesh=mesh, **saved, **more)
-                progress.update()
-                return jax.device_get(fitted.variables)
+        def fit(problem: training.Problem, *name: str, **more: Any) -> dict[str, Any]:
+            where = '/'.join([f'seed{seed}', *map(shipping.folder_name, name)])
+            return jax.device_get(run.fit(where, problem, train, every=10, **more).variables)
 
-            def learn(kind: str, name: str, variables: Any) -> dict[str, Any]:
-                settings = {'key': jax.random.key(seed), 'epochs': stages[name].epochs, 'student_variables': variables}
-                teacher_variables = taught_by if kind == DISTILLED else None
-                return fit(learning[kind][name], kind, name, teacher_variables=teacher_variables, **settings)
+        def learn(kind: str, name: str, variables: Any) -> dict[str, Any]:
+            options = {'key': jax.random.key(seed), 'epochs': stages[name].epochs, 'student_variables': variables}
+            teacher_variables = taught_by if kind == DISTILLED else None
+            return fit(learning[kind][name], kind, name, teacher_variables=teacher_variables, **options)
 
-            taught_by = fit(teaching, 'teacher', key=jax.random.key(1000 + seed), epochs=config.epochs)
-            compression.ship(_folder(output, seed, 'teacher'), compression.Compressed(teacher, None, taught_by), batches[0])
-            for kind in learning:
-                made = compression.compress(student, ways, functools.partial(learn, kind), batches)
-                for name, compressed in made.items():
-                    compression.ship(_folder(output, seed, kind, name), compressed, batches[0])
+        taught_by = fit(teaching, 'teacher', key=jax.random.key(1000 + seed), epochs=config.epochs)
+        compression.ship(_folder(run.output, seed, 'teacher'), compression.Compressed(teacher, None, taught_by), batches[0])
+        for kind in learning:
+            made = compression.compress(student, ways, functools.partial(learn, kind), batches)
+            for name, compressed in made.items():
+                compression.ship(_folder(run.output, seed, kind, name), compressed, batches[0])
 
-    return make
+    return [teaching, *(problem for kind in learning.values() for problem in kind.values())], make
 
 
 def _every_name() -> list[tuple[str, ...]]:

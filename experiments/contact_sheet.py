@@ -10,15 +10,14 @@ trained.
 
 import dataclasses
 import pathlib
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
-from experiments import figures, runs
+from experiments import figures, runs, settings
+from experiments.settings import Count
 from kdjax import data
 
 augment = data.augment
@@ -48,17 +47,17 @@ class Config:
     """'photograph' and 'digits', which come with scikit-learn, or the name of an image data set of TensorFlow Datasets."""
     data_dir: str | None = None
     """Where TensorFlow Datasets keeps its data; its own default if not given."""
-    examples: int = 3
+    examples: Count = 3
     """Images in a row."""
-    versions: int = 3
+    versions: Count = 3
     """Keys for each of them."""
-    output: Annotated[str, tyro.conf.arg(metavar='FOLDER')] = 'runs/contact_sheet'
+    output: settings.Folder = 'runs/contact_sheet'
     """Folder for the picture."""
 
 
 def main(config: Config) -> None:
     """Augments and draws."""
-    runs.check_at_least(1, examples=config.examples, versions=config.versions)
+    settings.check_ranges(config)
     if config.dataset == 'photograph':
         images = photograph()
     else:

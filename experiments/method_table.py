@@ -110,18 +110,15 @@ def experiment(config: Config) -> runs.Experiment:
     if unknown := sorted(set(config.methods) - known):
         raise ValueError(f'--methods: there is no {unknown[0]!r}; there are: {", ".join(sorted(known))}')
     dataset = settings.load(settings.with_flags(config.data, examples=None))
-    everything = len(dataset.train['labels'])
-    examples = everything if config.data.examples is None else config.data.examples
-    if not config.training.batch_size <= examples <= everything:
-        raise ValueError(f'--examples must be between {config.training.batch_size} and {everything}, got {examples}')
-    chosen = np.sort(np.random.default_rng(0).permutation(everything)[:examples])
-    transfer = {**data.take(dataset.train, chosen), 'index': np.arange(examples, dtype=np.int32)}
+    transfer = settings.part_in_order(dataset.train, config.data.examples)
+    examples = len(transfer['labels'])
+    transfer = {**transfer, 'index': np.arange(examples, dtype=np.int32)}
     families = [family for family in FAMILIES if not config.methods or set(config.methods) & set(family.recipes)]
     series = {'accuracy': 'the method', 'with_soft_targets': 'with soft targets'}
     return runs.Experiment(
         title=f'Distillation methods on {dataset.name}',
         dataset=dataset,
-        problems=[],
+        problems=[(transfer, [])],
         rows=lambda run: [row for family in families for row in compare(family, config, dataset, transfer, run)],
         notes=lambda rows: f'{examples} training examples, {config.epochs} epochs. {NOTES}',
         report={'table': table, 'draw': functools.partial(figures.draw_rows, series=series)},

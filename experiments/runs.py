@@ -173,13 +173,6 @@ def command_line(config: type, main: Callable[[Any], None]) -> None:
         sys.exit(f'error: {next(iter(str(error).splitlines()), type(error).__name__)}')
 
 
-def check_at_least(least: int, **values: int) -> None:
-    """Raises for the first flag that is below a number, of a config whose types do not say it; see `settings.check_ranges`."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f'--{name.replace("_", "-")} must be at least {least}, got {value}')
-
-
 @contextlib.contextmanager
 def _interruptible(interrupted: list[int]) -> Iterator[None]:
     """Lets the first Ctrl-C during a training save its state, as SIGTERM does, and the second one stop at once."""

@@ -1,34 +1,14 @@
-"""What the scenarios share: part of a data set, the training of a network, and the accuracy of what was shipped."""
+"""What the scenarios share: a learning rate, rows by name, and the accuracy of what was shipped."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import optax
 
 from experiments import reporting, shipping
-from kdjax import data, metrics, networks, training
+from kdjax import metrics, networks, training
 from kdjax.batches import Batch
-
-
-def load(name: str, *, data_dir: str | None = None, examples: int | None = None) -> data.Dataset:
-    """Loads a data set, of whose training split a fifth is held out for validation and only some examples are kept.
-
-    Args:
-      name: as `data.load` knows it.
-      data_dir: where TensorFlow Datasets keeps its data.
-      examples: how many, the same in every run; all if not given.
-
-    Raises:
-      ValueError: the training split has fewer.
-    """
-    dataset = data.load(name, data_dir=data_dir, validation=0.2)
-    everything = len(dataset.train['labels'])
-    examples = everything if examples is None else examples
-    if not 1 <= examples <= everything:
-        raise ValueError(f'--examples must be between 1 and {everything}, got {examples}')
-    return dataset._replace(train=data.take(dataset.train, np.random.default_rng(0).permutation(everything)[:examples]))
 
 
 def falling(rate: float, epochs: int, split: Batch, batch_size: int) -> optax.Schedule:

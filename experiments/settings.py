@@ -14,6 +14,7 @@ import optax
 import tyro
 
 from kdjax import data, networks, optimizers, pruning, training
+from kdjax.batches import Batch
 
 
 class Within(NamedTuple):
@@ -185,6 +186,16 @@ def load(settings: Data, *, validation: float = 0.2) -> data.Dataset:
         raise ValueError(f'--examples must be between 1 and {everything}, got {settings.examples}')
     chosen = np.random.default_rng(0).permutation(everything)[: settings.examples]
     return dataset._replace(train=data.take(dataset.train, chosen))
+
+
+def part_in_order(split: Batch, examples: int | None) -> Batch:
+    """So many examples of a split, the same in every run, in the order in which they are there; all for None."""
+    everything = len(split['labels'])
+    if examples is None:
+        return split
+    if examples > everything:
+        raise ValueError(f'--examples must be between 1 and {everything}, got {examples}')
+    return data.take(split, np.sort(np.random.default_rng(0).permutation(everything)[:examples]))
 
 
 def distillation(

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.benchmarks import turns
+from experiments.settings import Count
 from kdjax import models
 from kdjax.models import max_pool
 
@@ -39,15 +40,15 @@ POOLED = Layer(32, 64, 64)
 class Config:
     """The sizes to measure."""
 
-    batch_size: int = 128
+    batch_size: Count = 128
     """Images a call."""
-    repeats: int = 15
+    repeats: Count = 15
     """Timed calls of each, in turns."""
 
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, **dataclasses.asdict(config))
+    settings.check_ranges(config)
     device = jax.devices()[0].device_kind
     print(f'batch {config.batch_size}, float32, {device}, jax {jax.__version__}: milliseconds, kdjax and XLA')
     rows = [compare_convolutions(layer, config) for layer in LAYERS]

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import optax
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.benchmarks.turns import in_turns
+from experiments.settings import Count
 from kdjax import models, networks, objectives, training
 from kdjax.batches import take_examples
 
@@ -25,17 +26,17 @@ from kdjax.batches import take_examples
 class Config:
     """The sizes to measure."""
 
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples a step."""
-    steps: int = 64
+    steps: Count = 64
     """Steps of an epoch, a multiple of 8."""
-    repeats: int = 15
+    repeats: Count = 15
     """Timed epochs of each, in turns."""
 
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, **dataclasses.asdict(config))
+    settings.check_ranges(config)
     if config.steps % 8:
         raise ValueError(f'--steps must be a multiple of 8, got {config.steps}')
     teacher, student = (networks.from_linen(models.MLP(hidden, 10)) for hidden in ((1200, 1200), (800, 800)))

@@ -12,7 +12,8 @@ import statistics
 import subprocess
 import sys
 
-from experiments import runs
+from experiments import runs, settings
+from experiments.settings import Count
 
 _BASE = 'import jax, flax, optax'
 _SCRIPTS = {
@@ -28,13 +29,13 @@ _TIMED = 'import time; started = time.perf_counter(); {}; print(time.perf_counte
 class Config:
     """How often to measure."""
 
-    repeats: int = 7
+    repeats: Count = 7
     """Interpreters of each kind."""
 
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, repeats=config.repeats)
+    settings.check_ranges(config)
     times: dict[str, list[float]] = {name: [] for name in _SCRIPTS}
     # The first turn reads the files from the disk and is not counted.
     for turn in range(config.repeats + 1):

@@ -14,15 +14,16 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 import optax
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.architectures import ARCHITECTURES, network
 from experiments.benchmarks.turns import in_turns, ratio
+from experiments.settings import Count, Within
 from kdjax import data, networks, objectives, training
 from kdjax.training import read_batches
 
@@ -39,13 +40,13 @@ class Config:
     """The teacher's architecture, a name of `experiments.architectures`."""
     student: str = 'cnn_32_64'
     """The student's."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples a step."""
-    steps: int = 40
+    steps: Count = 40
     """Steps an epoch, of the first examples of the data set."""
-    workers: tuple[int, ...] = (0, 1, 2)
+    workers: tuple[Annotated[int, Within(0)], ...] = (0, 1, 2)
     """Numbers of worker processes to compare; the ratio is that of the first."""
-    repeats: int = 3
+    repeats: Count = 3
     """Timed epochs of each kind, in turns, after one that is not timed."""
 
 
@@ -74,7 +75,7 @@ class Images:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, steps=config.steps, repeats=config.repeats, batch_size=config.batch_size)
+    settings.check_ranges(config)
     if not config.workers:
         raise ValueError('--workers needs at least one number')
     device, source = jax.devices()[0].device_kind, _open(config)

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments import runs
+from experiments import runs, settings
+from experiments.settings import Count, Positive
 from kdjax import data, models, networks, objectives, training
 
 
@@ -30,11 +31,11 @@ from kdjax import data, models, networks, objectives, training
 class Config:
     """How often and when to kill."""
 
-    kills: int = 30
+    kills: Count = 30
     """Number of kills."""
-    epochs: int = 300
+    epochs: Count = 300
     """Epochs of the run, each with a checkpoint."""
-    window: float = 2.0
+    window: Positive = 2.0
     """Seconds within which a process is killed, evenly."""
     seed: int = 0
     """Of the moments."""
@@ -42,9 +43,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Trains undisturbed, trains with kills, compares and prints."""
-    runs.check_at_least(1, kills=config.kills, epochs=config.epochs)
-    if config.window <= 0:
-        raise ValueError(f'--window must be positive, got {config.window}')
+    settings.check_ranges(config)
     moments = random.Random(config.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)

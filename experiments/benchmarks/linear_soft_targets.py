@@ -15,8 +15,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.benchmarks import turns
+from experiments.settings import Count
 from kdjax import losses
 
 Arrays = tuple[jax.Array, ...]
@@ -26,21 +27,21 @@ Arrays = tuple[jax.Array, ...]
 class Config:
     """The sizes to measure."""
 
-    tokens: int = 2048
+    tokens: Count = 2048
     """Number of tokens of a batch."""
-    width: int = 512
+    width: Count = 512
     """Width of the hidden states of both networks."""
-    vocabulary: int = 131072
+    vocabulary: Count = 131072
     """Number of classes."""
-    chunk: int = 256
+    chunk: Count = 256
     """Tokens that `linear_soft_targets` takes at a time."""
-    repeats: int = 3
+    repeats: Count = 3
     """Timed calls of each, in turns, after one that is not timed."""
 
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, **dataclasses.asdict(config))
+    settings.check_ranges(config)
     arrays = _arrays(config)
 
     def ours(student: jax.Array, student_kernel: jax.Array, teacher: jax.Array, teacher_kernel: jax.Array) -> jax.Array:

@@ -32,7 +32,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import runs
+from experiments import runs, settings
+from experiments.settings import Count
 from kdjax import models, networks, objectives, parallel, training
 
 
@@ -40,13 +41,13 @@ from kdjax import models, networks, objectives, parallel, training
 class Config:
     """The sizes to measure."""
 
-    devices: tuple[int, ...] = (1, 2, 4, 8)
+    devices: tuple[Count, ...] = (1, 2, 4, 8)
     """Numbers of devices."""
-    depth: int = 4
+    depth: Count = 4
     """Blocks of teacher and student."""
-    width: int = 192
+    width: Count = 192
     """Width of the student; the teacher's is twice as large."""
-    images: int = 64
+    images: Count = 64
     """Images a device, of 32 x 32 pixels."""
 
 
@@ -56,10 +57,8 @@ ARRAY = re.compile(r'\b(pred|[a-z]+\d+)\[([\d,]*)\]')
 
 def main(config: Config) -> None:
     """Compiles and prints."""
-    if not config.devices or min(config.devices) < 1:
-        raise ValueError(f'--devices must be at least 1, got {config.devices}')
-    runs.check_at_least(1, depth=config.depth, width=config.width, images=config.images)
-    if max(config.devices) > jax.device_count():
+    settings.check_ranges(config)
+    if max(config.devices, default=0) > jax.device_count():
         there = f'{jax.device_count()}: ask for fewer, or set JAX_PLATFORMS=cpu'
         raise ValueError(f'--devices asks for {max(config.devices)} devices, but there are only {there}')
     rows = []

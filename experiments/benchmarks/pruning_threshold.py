@@ -15,8 +15,9 @@ import json
 import jax
 import jax.numpy as jnp
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.benchmarks import turns
+from experiments.settings import Count
 from kdjax import pruning
 
 
@@ -24,11 +25,11 @@ from kdjax import pruning
 class Config:
     """The sizes to measure."""
 
-    rows: int = 5000
+    rows: Count = 5000
     """Rows of the array of weights."""
-    columns: int = 5000
+    columns: Count = 5000
     """Columns of the array of weights."""
-    repeats: int = 5
+    repeats: Count = 5
     """Timed calls of each, in turns, after one that is not timed."""
 
 
@@ -37,7 +38,7 @@ SPARSITY = 0.5
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, **dataclasses.asdict(config))
+    settings.check_ranges(config)
     weights = {
         'normal': jax.random.normal(jax.random.key(0), (config.rows, config.columns)),
         'ties': jnp.round(4.0 * jax.random.normal(jax.random.key(1), (config.rows, config.columns))),

@@ -21,9 +21,10 @@ import jax
 import numpy as np
 import optax
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.architectures import ARCHITECTURES, network
 from experiments.benchmarks.turns import in_turns, ratio
+from experiments.settings import Count
 from kdjax import data, networks, objectives, training
 from kdjax.batches import take_examples
 
@@ -36,24 +37,23 @@ class Config:
     """The teacher's architecture, a name of `experiments.architectures`."""
     student: str = 'resnet8'
     """The student's."""
-    examples: int = 1024
+    examples: Count = 1024
     """Random images."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples a step."""
-    classes: int = 100
+    classes: Count = 100
     """Number of classes."""
-    views: int = 2
+    views: Count = 2
     """Augmented views of each image."""
-    top_k: int = 10
+    top_k: Count = 10
     """How many of the largest logits to keep."""
-    repeats: int = 5
+    repeats: Count = 5
     """Timed epochs of each kind, in turns, after one that is not timed."""
 
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    sizes = {name: value for name, value in dataclasses.asdict(config).items() if isinstance(value, int)}
-    runs.check_at_least(1, **sizes)
+    settings.check_ranges(config)
     device = jax.devices()[0].device_kind
     print(f'{config.teacher} -> {config.student}, {config.examples} images, {config.views} views, {device}')
     random = np.random.default_rng(0)

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.benchmarks.turns import in_turns, ratio
+from experiments.settings import Count
 from kdjax import models, networks, objectives, training
 
 _NARROW, _WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
@@ -43,9 +44,9 @@ class Config:
 
     pairs: tuple[Literal[tuple(PAIRS)], ...] = tuple(PAIRS)
     """Teachers; their students are those of the distillation tables."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples a step."""
-    repeats: int = 9
+    repeats: Count = 9
     """Timed steps of each, in turns."""
     half: bool = False
     """Whether to compute in bfloat16."""
@@ -55,7 +56,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, batch_size=config.batch_size, repeats=config.repeats)
+    settings.check_ranges(config)
     try:
         import torch  # only this comparison needs it
     except ImportError:

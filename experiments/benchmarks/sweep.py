@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import runs
+from experiments import runs, settings
 from experiments.benchmarks.turns import in_turns, ratio
+from experiments.settings import Count
 from kdjax import models, networks, objectives, training
 
 
@@ -31,11 +32,11 @@ from kdjax import models, networks, objectives, training
 class Config:
     """The sizes to measure."""
 
-    batch_size: int = 128
+    batch_size: Count = 128
     """Examples a step."""
-    image: int = 32
+    image: Count = 32
     """Height and width of the images."""
-    shrink: int = 1
+    shrink: Count = 1
     """Divides every width of every network: larger numbers are for a quick look."""
     cases: tuple[str, ...] = (
         'mlp',
@@ -46,7 +47,7 @@ class Config:
         'cnn, large teacher, im2col',
     )
     """Pairs to measure."""
-    repeats: int = 5
+    repeats: Count = 5
     """Timed steps of each kind, in turns, after one that is not timed."""
 
 
@@ -96,7 +97,7 @@ def pairs(shrink: int) -> dict[str, tuple[nn.Module, nn.Module]]:
 
 def main(config: Config) -> None:
     """Measures and prints."""
-    runs.check_at_least(1, batch_size=config.batch_size, image=config.image, shrink=config.shrink, repeats=config.repeats)
+    settings.check_ranges(config)
     unknown = [case for case in config.cases if case not in pairs(1)]
     if unknown:
         raise ValueError(f'there is no case {unknown[0]!r}; there are: {"; ".join(pairs(1))}')

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import scenario
 
 from experiments import cifar10
 from kdjax import data, models, training
@@ -22,7 +23,8 @@ def images(examples: int, seed: int) -> dict[str, np.ndarray]:
 def finished(tmp_path_factory):
     """A run, the splits that its trainings saw, and its config."""
     output = tmp_path_factory.mktemp('runs') / 'cifar10'
-    config = cifar10.Config(seeds=2, output=str(output))
+    flags = {'examples': 32, 'teacher_epochs': 2, 'epochs': 1, 'batch_size': 16}
+    config = scenario.config(cifar10, seeds=2, output=str(output), **flags)
     fit, seen = training.fit, []
 
     def remember(problem, split, taught_by, **more):
@@ -34,8 +36,6 @@ def finished(tmp_path_factory):
         patch.setattr(training, 'fit', remember)
         patch.setattr(cifar10, 'TEACHER', models.CNN((4,), (8,)))
         patch.setattr(cifar10, 'STUDENT', models.CNN((3,), (6,)))
-        settings = cifar10.Settings(examples=32, teacher_epochs=2, epochs=1, batch_size=16)
-        patch.setitem(cifar10.SETTINGS, 'reduced', settings)
         cifar10.main(config)
         yield output, seen, config
 
@@ -82,4 +82,3 @@ def test_the_recipe_is_that_of_the_pair():
     assert (teacher.channels, teacher.hidden) == ((64, 128), (512,))
     assert (student.channels, student.hidden) == ((32, 64), (256,))
     assert (cifar10.TEMPERATURE, cifar10.ALPHA) == (3.0, 0.5)
-    assert cifar10.SETTINGS['full'].examples is None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import scenario
 
 from experiments import compress, compression, reporting, shipping
 from kdjax import data, export, models, objectives, training
@@ -23,7 +24,7 @@ KINDS = (compress.ALONE, compress.DISTILLED)
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'compress'
-    config = compress.Config(seeds=1, epochs=2, examples=105, batch_size=35, output=str(output))
+    config = scenario.config(compress, seeds=1, epochs=2, examples=105, batch_size=35, output=str(output))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compress, 'TEACHER', models.CNN((4,), (16,), dropout=0.3))
         patch.setattr(compress, 'STUDENT', STUDENT)
@@ -168,8 +169,8 @@ def test_a_run_whose_networks_are_all_there_only_measures(finished, monkeypatch)
 @pytest.mark.parametrize(
     'changes,message',
     [
-        ({'examples': 10}, '--examples must be between 64 and 1150, got 10'),
-        ({'examples': 2000}, '--examples must be between 64 and 1150, got 2000'),
+        ({'examples': 10}, 'the training split has 10 examples, fewer than one batch of 64'),
+        ({'examples': 2000}, '--examples must be between 1 and 1150, got 2000'),
         ({'batch_size': 0}, '--batch-size must be at least 1, got 0'),
         ({'epochs': 0}, '--epochs must be at least 1, got 0'),
         ({'seeds': 0}, '--seeds must be at least 1, got 0'),
@@ -177,7 +178,7 @@ def test_a_run_whose_networks_are_all_there_only_measures(finished, monkeypatch)
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        compress.main(compress.Config(output=str(tmp_path / 'run'), **changes))
+        compress.main(scenario.config(compress, output=str(tmp_path / 'run'), **changes))
     assert not (tmp_path / 'run').exists()
 
 

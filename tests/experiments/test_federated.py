@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import federated, scenarios, shipping
+from experiments import federated, settings, shipping
 from kdjax import models, networks
 
 CONFIG = {'seeds': 1, 'clients': 4, 'rounds': 2, 'steps': 2, 'server_epochs': 1, 'batch_size': 16, 'concentrations': (0.5,)}
@@ -56,7 +56,7 @@ def test_every_client_has_examples_of_its_own_and_the_server_has_no_labels():
 
 
 def test_the_server_gets_variables_and_counts_and_its_own_images_alone():
-    dataset = scenarios.load('digits', examples=200)
+    dataset = settings.load(settings.Data(examples=200))
     network = networks.preprocess(networks.from_linen(models.MLP((4,))), lambda x: x.astype(np.float32) / 255)
     config = scenario.config(federated, **CONFIG)
     federation = federated.federate(config, network)

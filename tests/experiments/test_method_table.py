@@ -20,7 +20,7 @@ def one_family(monkeypatch):
 
 def test_the_table_is_written_and_resumes(one_family, tmp_path, capsys):
     output = tmp_path / 'run'
-    config = scenario.config(method_table, seeds=2, epochs=2, examples=64, methods=('hint',), output=str(output))
+    config = scenario.config(method_table, seeds=2, epochs=2, examples=64, batch_size=61, methods=('hint',), output=str(output))
     method_table.main(config)
     report = json.loads((output / 'report.json').read_text())
     names = ['teacher', 'alone', 'soft_targets', 'hint']
@@ -54,7 +54,7 @@ def test_the_table_is_written_and_resumes(one_family, tmp_path, capsys):
     'changes,message',
     [
         ({'methods': ('hints',)}, "--methods: there is no 'hints'; there are: activation_boundary"),
-        ({'examples': 10}, '--examples must be between 64 and 1150, got 10'),
+        ({'examples': 10}, 'the training split has 10 examples, fewer than one batch of 64'),
         ({'seeds': 0}, '--seeds must be at least 1, got 0'),
     ],
 )

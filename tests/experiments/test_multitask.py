@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import scenario
 
-from experiments import multitask, scenarios, shipping
+from experiments import multitask, settings, shipping
 from kdjax import data, models, networks
 
 
@@ -66,7 +66,7 @@ def test_accuracy_is_that_of_both_tasks_of_the_shipped_networks(finished):
         multitask.ANNEALED,
         multitask.SOFT,
     ]
-    dataset = scenarios.load('digits')
+    dataset = settings.load(settings.Data())
     train, test = multitask.overlay(dataset.train, 256, seed=0), multitask.overlay(dataset.test, 128, seed=1)
     rescale = data.normalize(*data.channel_statistics(train['inputs']))
     _, variables = shipping.shipped(finished, multitask.MIXED, 0)

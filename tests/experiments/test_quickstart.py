@@ -23,7 +23,7 @@ NAMES = [
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp('runs') / 'with a space' / 'quickstart'
-    config = scenario.config(quickstart, seeds=2, epochs=1, output=str(output))
+    config = scenario.config(quickstart, seeds=2, epochs=1, batch_size=61, output=str(output))
     quickstart.main(config)
     return config, output
 
@@ -81,7 +81,7 @@ def test_a_finished_run_says_so_and_is_left_alone(finished, capsys):
 
 def test_an_interrupted_run_resumes_to_the_same_numbers(finished, tmp_path, monkeypatch, capsys):
     _, output = finished
-    interrupted = scenario.config(quickstart, seeds=2, epochs=1, output=str(tmp_path / 'run'))
+    interrupted = scenario.config(quickstart, seeds=2, epochs=1, batch_size=61, output=str(tmp_path / 'run'))
     fit, count = training.fit, iter(range(100))
 
     def stops_at_the_sixth(*arguments, **more):
@@ -120,7 +120,7 @@ def test_other_settings_need_another_folder(finished):
     config, output = finished
     before = files(output)
     with pytest.raises(ValueError, match='holds a run with epochs 1, not 2: choose another --output'):
-        quickstart.main(scenario.config(quickstart, seeds=2, epochs=2, output=config.output))
+        quickstart.main(scenario.config(quickstart, seeds=2, epochs=2, batch_size=61, output=config.output))
     assert files(output) == before
 
 
