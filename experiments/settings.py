@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import tyro
 
-from kdjax import data, networks, optimizers, pruning, training
+from kdjax import data, networks, optimizers, training
 from kdjax.batches import Batch
 
 
@@ -214,7 +214,7 @@ def distillation(
 
 def variables_of(settings: Training) -> Any:
     """What a state's variables are: those of the network, or with averages of its parameters."""
-    return _averaged if settings.average is not None else _own
+    return optimizers.averaged_variables if settings.average is not None else _own
 
 
 def prepare_jax(settings: Training) -> None:
@@ -236,15 +236,6 @@ def _computed(settings: Training, network: networks.Network) -> networks.Network
 
 def _own(state: training.TrainState) -> dict[str, Any]:
     return state.variables
-
-
-def _averaged(state: training.TrainState) -> dict[str, Any]:
-    variables = optimizers.averaged_variables(state)
-    # The average of a weight is not zero at once where the weight is.
-    for each in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, pruning.PruneState)):
-        if isinstance(each, pruning.PruneState):
-            variables = {**variables, 'params': pruning.apply_masks(each.masks, variables['params'])}
-    return variables
 
 
 def _ranges(type_: Any) -> Iterator[Within]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.problems import TrainState
+from kdjax.pruning import PruneState, apply_masks
 
 
 class AverageState(NamedTuple):
@@ -30,7 +31,7 @@ def average_parameters(optimizer: optax.GradientTransformation, decay: float = 0
     the first steps are soon forgotten. The average is part of the optimizer's state: it is saved, resumed and sharded with it.
     `averaged_variables` reads it.
 
-    Put it outside of `pruning.prune`: the average then holds what was pruned until it has decayed, and `pruning.apply_masks`
+    Put it outside of `pruning.prune`: the average itself holds what was pruned until it has decayed, and `averaged_variables`
     takes it out.
 
     Args:
@@ -78,6 +79,8 @@ def average_parameters(optimizer: optax.GradientTransformation, decay: float = 0
 def averaged_variables(state: TrainState) -> dict[str, Any]:
     """The student's variables with the averages that `average_parameters` keeps, in place of its parameters.
 
+    What the optimizer inside has pruned is zero: masks are those of now, as the average of a weight does not vanish with it.
+
     Raises:
       ValueError: the optimizer keeps no averages.
     """
@@ -85,4 +88,8 @@ def averaged_variables(state: TrainState) -> dict[str, Any]:
     found = [leaf for leaf in leaves if isinstance(leaf, AverageState)]
     if not found:
         raise ValueError('averaged_variables: the optimizer keeps no averages; wrap it in optimizers.average_parameters')
-    return {**state.variables, 'params': found[0].average}
+    params = found[0].average
+    for inner in jax.tree.leaves(found[0].inner, is_leaf=lambda x: isinstance(x, PruneState)):
+        if isinstance(inner, PruneState):
+            params = apply_masks(inner.masks, params)
+    return {**state.variables, 'params': params}

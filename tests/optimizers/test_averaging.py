@@ -47,6 +47,17 @@ def test_it_is_found_inside_a_chain_and_around_pruning():
     assert np.mean(np.asarray(average['head']['kernel']) == 0) > 0
 
 
+def test_the_average_of_what_was_pruned_is_zero():
+    _, state, _ = trained(optimizers.average_parameters(pruning.prune(optax.sgd(0.1), 0.5), 0.9))
+    (kept,) = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, optimizers.AverageState))]
+    average = optimizers.averaged_variables(state)['params']['head']['kernel']
+    pruned = np.asarray(state.params['head']['kernel']) == 0
+    assert 0 < pruned.mean() < 1
+    assert np.all(np.asarray(kept.average['head']['kernel'])[pruned] != 0)
+    np.testing.assert_array_equal(np.asarray(average) == 0, pruned)
+    np.testing.assert_array_equal(np.asarray(average)[~pruned], np.asarray(kept.average['head']['kernel'])[~pruned])
+
+
 def test_what_is_wrong_is_said():
     with pytest.raises(ValueError, match='decay must be from 0 to below 1, got 1'):
         optimizers.average_parameters(optax.sgd(0.1), 1)
