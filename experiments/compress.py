@@ -238,58 +238,22 @@ PANELS = {'bytes': 'bytes of weights', 'latency_ms': 'latency at batch 1 (ms)', 
 
 
 def draw(path: pathlib.Path, results: Sequence[dict[str, Any]], title: str) -> None:
-    """Draws the accuracy of teacher and distilled networks against bytes and latency, with the Pareto fronts.
-
-    The axis is logarithmic in the error, so that the best and the worst can be told apart.
-    """
-    figure, panels = plt.subplots(1, len(PANELS), figsize=(15, 6), sharey=True, layout='constrained')
-    figure.suptitle(title)
-    for axes, (cost, label) in zip(panels, PANELS.items(), strict=True):
-        front = reporting.pareto_front(results, cost)
-        axes.step(
-            [row[cost] for row in front],
-            [100 * row['accuracy_mean'] for row in front],
-            where='post',
-            color='grey',
-            zorder=0,
-        )
-        for row in results:
-            marker, color, fill = _look(row['name'])
-            axes.errorbar(
-                row[cost],
-                100 * row['accuracy_mean'],
-                yerr=figures.error_bar(row, 'accuracy'),
-                fmt=marker,
-                color=color,
-                markerfacecolor=fill,
-                capsize=2,
-                markersize=8,
-            )
-            if row in front:
-                place = {'xytext': (5, -9), 'textcoords': 'offset points', 'fontsize': 7}
-                axes.annotate(row['name'], (row[cost], 100 * row['accuracy_mean']), **place)
-        axes.set(xscale='log', xlabel=label)
-        axes.set_yscale('function', functions=(lambda y: -np.log10(np.maximum(101 - y, 1e-3)), lambda y: 101 - 10**-y))
-        axes.set_yticks([20, 50, 70, 80, 90, 95, 97, 98, 99, 100])
-        axes.grid(alpha=0.3)
-    panels[0].set(ylabel='test accuracy (%)')
-    look = {'linestyle': '', 'color': 'grey', 'markersize': 8}
-    handles = [plt.Line2D([], [], **{**look, 'color': color}, marker='o', label=way) for way, color in COLORS.items()]
-    handles += [plt.Line2D([], [], **look, marker=marker, label=method) for method, marker in MARKERS.items()]
-    handles.append(plt.Line2D([], [], **look, marker='o', markerfacecolor='white', label='quantized first, then pruned'))
-    handles.append(plt.Line2D([], [], color='grey', label='Pareto front'))
-    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles))
-    figures.save(figure, path)
+    """Draws the accuracy of teacher and distilled networks against bytes and latency, with the Pareto fronts."""
+    handle = functools.partial(plt.Line2D, [], [], linestyle='', markersize=8)
+    key = [handle(color=color, marker='o', label=way) for way, color in COLORS.items()]
+    key += [handle(color='grey', marker=marker, label=method) for method, marker in MARKERS.items()]
+    key.append(handle(color='grey', marker='o', markerfacecolor='white', label='quantized first, then pruned'))
+    figures.draw_accuracy(path, results, title, costs=PANELS, look=look, key=key)
 
 
-def _look(name: str) -> tuple[str, str, str]:
-    """Marker, colour and filling of a row: how it is quantized, how it is pruned, and which came first."""
+def look(name: str) -> dict[str, Any]:
+    """How a row is drawn: the marker says how it is quantized, the colour how it is pruned, the filling which came first."""
     if name in ('teacher', 'student'):
-        return '*' if name == 'teacher' else 'o', 'black', 'black'
+        return {'fmt': '*' if name == 'teacher' else 'o', 'color': 'black'}
     first, *second = name.split(', then ')
     color = next((COLORS[part] for part in (first, *second) if part in COLORS), COLORS['not pruned'])
     marker = next((MARKERS[part] for part in (first, *second) if part in MARKERS), 'o')
-    return marker, color, 'white' if second and first in MARKERS else color
+    return {'fmt': marker, 'color': color, 'markerfacecolor': 'white' if second and first in MARKERS else color}
 
 
 if __name__ == '__main__':

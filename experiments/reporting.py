@@ -207,20 +207,6 @@ def machine(devices: int | None = None) -> str:
     )
 
 
-def pareto_front(results: Sequence[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
-    """The rows for which no other costs as little or less and is as accurate or more, cheapest first.
-
-    >>> rows = [{'bytes': size, 'accuracy_mean': accuracy} for size, accuracy in ((3, 0.9), (1, 0.8), (2, 0.7), (4, 0.9))]
-    >>> [row['bytes'] for row in pareto_front(rows, 'bytes')]
-    [1, 3]
-    """
-    front: list[dict[str, Any]] = []
-    for row in sorted(results, key=lambda row: (row[cost], -row['accuracy_mean'])):
-        if not front or row['accuracy_mean'] > front[-1]['accuracy_mean']:
-            front.append(row)
-    return front
-
-
 def accuracy_table(results: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table; further columns stand at the end, as `mean ± deviation`."""
     further = [key.removesuffix('_mean') for key in results[0] if key.endswith('_mean') and key != 'accuracy_mean']

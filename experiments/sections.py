@@ -25,11 +25,24 @@ def of_classifiers(
     name, last = list(logits.items())[-1]
     figures.draw_confusion(output / 'confusion.png', confusion(labels, last), class_names, f'What {name} takes for what')
     figures.draw_reliability(output / 'calibration.png', *reliability(labels, last), f'How sure {name} may be')
+    found = {each: recall(labels, chosen, len(class_names)) for each, chosen in logits.items()}
+    figures.draw_classes(output / 'classes.png', found, class_names, 'How much of each class is found')
     return [
-        Section('Class by class', per_class(labels, logits, class_names)),
+        Section('Class by class', per_class(labels, logits, class_names), 'classes.png'),
         Section('Confusion', f'Rows are the classes of the test examples, columns those that {name} prefers.', 'confusion.png'),
         Section('Calibration', f'Right answers of {name} by its confidence; the diagonal is ideal.', 'calibration.png'),
     ]
+
+
+def recall(labels: np.ndarray, logits: np.ndarray, classes: int) -> np.ndarray:
+    """The share of each class that is found, NaN for a class without examples.
+
+    >>> recall(np.array([0, 0, 2]), np.array([[2., 1., 0.], [1., 2., 0.], [0., 0., 1.]]), 3).tolist()
+    [0.5, nan, 1.0]
+    """
+    right, counts = labels == np.argmax(logits, -1), np.bincount(labels[labels >= 0], minlength=classes)
+    found = np.bincount(labels[right & (labels >= 0)], minlength=classes)
+    return np.divide(found, counts, out=np.full(classes, np.nan), where=counts > 0)
 
 
 def per_class(labels: np.ndarray, logits: Mapping[str, np.ndarray], class_names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import compression, reporting, runs, shipping
+from experiments import compression, figures, reporting, runs, shipping
 from experiments import sections as classifiers
 from experiments.compression import Compressed, Pruning
 from kdjax import data, export, metrics, networks, parallel, quantization, training
@@ -184,9 +184,12 @@ def sections(run: runs.Run, dataset: data.Dataset) -> list[reporting.Section]:
         artefact = export.load(folder)
         pieces = range(0, len(dataset.test['labels']), _AT_ONCE)
         logits[name] = np.concatenate([artefact(dataset.test['inputs'][i : i + _AT_ONCE]) for i in pieces])
+    records = [json.loads(line) for line in (run.output / 'metrics.jsonl').read_text().splitlines()]
     lines = ['| training | seconds |', '|---|---|', *(f'| {name} | {spent:.1f} |' for name, spent in costs(run).items())]
     told = classifiers.of_classifiers(run.output, dataset.test['labels'], logits, dataset.class_names)
-    return [*told, reporting.Section('What each training cost', '\n'.join(lines))]
+    figures.draw_curves(run.output / 'curves.png', records, 'How they learned')
+    curves = reporting.Section('Learning curves', 'Means over seeds, and their range.', 'curves.png')
+    return [curves, *told, reporting.Section('What each training cost', '\n'.join(lines))]
 
 
 def costs(run: runs.Run) -> dict[str, float]:

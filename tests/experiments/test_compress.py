@@ -11,7 +11,7 @@ import optax
 import pytest
 from helpers import scenario
 
-from experiments import compress, compression, reporting, shipping
+from experiments import compress, compression, figures, shipping
 from kdjax import data, export, models, objectives, training
 
 STUDENT = models.CNN((4,), (8,))
@@ -247,7 +247,7 @@ def test_the_pareto_front_is_what_nothing_beats():
     results = [
         {'cost': int(c), 'accuracy_mean': float(a)} for c, a in zip(rng.integers(1, 20, 60), rng.random(60), strict=True)
     ]
-    front = reporting.pareto_front(results, 'cost')
+    front = figures.pareto_front(results, 'cost')
     beaten = [
         any(
             other['cost'] <= row['cost']

@@ -129,10 +129,10 @@ def test_the_report_is_one_page_with_all_that_it_says(finished):
     _, place = finished
     markdown = (place / 'run' / 'report.md').read_text()
     page = (place / 'run' / 'report.html').read_text()
-    for title in ('Class by class', 'Confusion', 'Calibration', 'What each training cost'):
+    for title in ('Learning curves', 'Class by class', 'Confusion', 'Calibration', 'What each training cost'):
         assert f'## {title}' in markdown
         assert f'<h2>{title}</h2>' in page
-    assert page.count('src="data:image/png;base64,') == page.count('<img') == 3
+    assert page.count('src="data:image/png;base64,') == page.count('<img') == 5
     assert 'src="figure.png"' not in page
     html.parser.HTMLParser().feed(page)
     # Every class has its examples, of which the columns of recall are shares.

@@ -49,7 +49,7 @@ def test_it_is_found_inside_a_chain_and_around_pruning():
 
 def test_the_average_of_what_was_pruned_is_zero():
     _, state, _ = trained(optimizers.average_parameters(pruning.prune(optax.sgd(0.1), 0.5), 0.9))
-    (kept,) = [x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, optimizers.AverageState))]
+    (kept,) = jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, optimizers.AverageState))
     average = optimizers.averaged_variables(state)['params']['head']['kernel']
     pruned = np.asarray(state.params['head']['kernel']) == 0
     assert 0 < pruned.mean() < 1
