@@ -19,18 +19,21 @@ class Architecture(NamedTuple):
       stages: paths of what recipes compare.
       norms: paths of the batch norms whose outputs enter the stages' last ReLUs, if there are any.
       taps: further features.
+      preacts: whether its stages end in a ReLU that they can be tapped before.
     """
 
     make: Callable[[int], nn.Module]
     stages: tuple[str, ...]
     norms: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
+    preacts: bool = True
 
 
 def network(architecture: Architecture, classes: int, *, recipe: str | None = None) -> networks.Network:
     """Makes the network, with all that a recipe may ask of it among its features."""
     gradients = architecture.stages[-1:] if recipe == 'loss_gradient_attention' else ()
-    features = architecture.stages + architecture.norms + architecture.taps
+    preacts = tuple(f'{stage}/preact' for stage in architecture.stages) if architecture.preacts else ()
+    features = (*architecture.stages, 'pooled', *preacts, *architecture.norms, *architecture.taps)
     made = networks.from_linen(architecture.make(classes), features=features, class_gradients=gradients)
     made = networks.tap_parameters(made, tuple(f'{norm}/{name}' for norm in architecture.norms for name in ('scale', 'bias')))
     return networks.tap_jacobian(made) if recipe == 'jacobian' else made
@@ -53,14 +56,17 @@ def resnet(
 
 def mlp(*hidden: int) -> Architecture:
     """A `models.MLP`."""
-    return Architecture(lambda classes: models.MLP(hidden, classes), tuple(f'hidden{i}' for i in range(len(hidden))))
+    return Architecture(
+        lambda classes: models.MLP(hidden, classes), tuple(f'hidden{i}' for i in range(len(hidden))), preacts=False
+    )
 
 
 def transformer(depth: int, width: int, heads: int) -> Architecture:
     """A `models.VisionTransformer` of 4 x 4 patches, whose stages are its blocks."""
     stages = tuple(f'block{i}' for i in range(depth))
     taps = tuple(f'{stage}/attention/{name}' for stage in stages for name in ('scores', 'values'))
-    return Architecture(lambda classes: models.VisionTransformer(depth, width, heads, classes=classes), stages, taps=taps)
+    make = lambda classes: models.VisionTransformer(depth, width, heads, classes=classes)  # noqa: E731
+    return Architecture(make, stages, taps=taps, preacts=False)
 
 
 def staged(make: Callable[[int], nn.Module], stages: int, *, first: int = 1) -> Architecture:

@@ -11,9 +11,9 @@ accurate than their teachers, which are shallower and wider (on CIFAR-10, with a
 Measured here on all digits, over 5 seeds: the teacher 97.9 ± 0.6 %; the student alone 89.9 ± 6.0 %, after the hint 93.5 ± 1.8
 %; of soft targets 93.8 ± 1.2 %, after the hint 94.6 ± 0.9 %. As in the paper the deep student may train badly without the hint,
 on one seed to 80 %, and trains well with it: +3.6 points (standard error 2.3). It does not surpass its teacher. Depth and
-guided layer were chosen on the validation split for what the hint gains, and there each way got the best of three learning rates,
-with six other seeds. Before, a student of twelve layers, with one learning rate for all, had gained nothing on the test split
-(-2.9 points, standard error 1.8): after the hint a rate ten times lower is right.
+guided layer were chosen on the validation split for what the hint gains, and there each way got the best of three learning
+rates, with six other seeds. Before, a student of twelve layers, with one learning rate for all, had gained nothing on the test
+split (-2.9 points, standard error 1.8): after the hint a rate ten times lower is right.
 
 Romero, Ballas, Kahou, Chassang, Gatta, Bengio. FitNets: Hints for Thin Deep Nets. 2015. https://arxiv.org/abs/1412.6550
 """

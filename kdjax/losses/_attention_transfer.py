@@ -25,7 +25,8 @@ def attention_transfer(
 
     Q = vec(mean_c |f_c|^p) / ||vec(mean_c |f_c|^p)||. `variant='mean_square'`, behind published tables:
     the mean over positions of (Q_s - Q_t)². `variant='norm'`, the paper's: ||Q_s - Q_t||. Channel counts may differ. Where
-    sizes differ, the map of the larger is average-pooled to the smaller before it is normalised.
+    sizes differ, the larger activation is average-pooled to the smaller before its power is taken, as in published code; to
+    pool its map instead would give other numbers.
 
     Args:
       student: activations [batch, height, width, channels], floating point of any precision; arithmetic is in float32.
@@ -58,11 +59,12 @@ def attention_transfer(
     student, teacher, size, where = images('attention_transfer', student, teacher, axis, where)
 
     def attention(features: jax.Array) -> jax.Array:
-        magnitude = jnp.abs(numerics.unit_scale(features, axis=(1, 2, 3)))
+        pooled = pooling.average_pool(numerics.unit_scale(features, axis=(1, 2, 3)), size)
+        magnitude = jnp.abs(pooled)
         # |f|^p has an infinite or undefined derivative at 0 for p < 2, where the convention is 0.
         powered = jnp.where(magnitude == 0, 0.0, numerics.nonzero(magnitude) ** jnp.asarray(power, jnp.float32))
-        pooled = pooling.average_pool(jnp.mean(powered, axis=-1), size)
-        return numerics.l2_normalize(pooled if where is None else jnp.where(where, pooled, 0.0), axis=(1, 2))
+        mean = jnp.mean(powered, axis=-1)
+        return numerics.l2_normalize(mean if where is None else jnp.where(where, mean, 0.0), axis=(1, 2))
 
     squares = jnp.square(attention(student) - attention(teacher))
     if variant == 'mean_square':

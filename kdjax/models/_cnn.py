@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 from flax.core import FrozenDict
 
-from kdjax.models._layers import Convolution, max_pool
+from kdjax.models._layers import Convolution, classify, max_pool
 from kdjax.models._narrowing import within
 
 
@@ -49,7 +49,7 @@ class CNN(nn.Module):
             name = f'hidden{i}'
             x = nn.relu(nn.Dense(self.narrowed.get(name, width), name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.classes, name='head')(x)
+        return classify(self, x, self.classes)
 
 
 class _Stage(nn.Module):
@@ -61,4 +61,5 @@ class _Stage(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = self.narrowed.get('conv', self.channels)
         x = nn.Conv(channels, (3, 3), conv_general_dilated=self.convolution, name='conv')(x)
+        self.sow('intermediates', 'preact', x)
         return max_pool(nn.relu(x))

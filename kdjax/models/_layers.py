@@ -70,6 +70,8 @@ class Stage(nn.Module):
       blocks: how many, named `block0`, ....
       stride: of the first.
       narrowed: output channels of layers that have fewer, by path below the stage.
+
+    What the last block taps as `preact` is the stage's too; its output where no ReLU ends it.
     """
 
     block: Callable[..., nn.Module]
@@ -86,5 +88,18 @@ class Stage(nn.Module):
             incoming, stride = (self.incoming, self.stride) if i == 0 else (self.width, 1)
             name = f'block{i}'
             narrowed = within(self.narrowed, name)
-            x = self.block(incoming=incoming, width=self.width, stride=stride, narrowed=narrowed, name=name)(x, train)
+            block = self.block(incoming=incoming, width=self.width, stride=stride, narrowed=narrowed, name=name)
+            x = block(x, train)
+        self.sow('intermediates', 'preact', last_sown(block, 'preact', x))
         return x
+
+
+def last_sown(module: nn.Module, name: str, otherwise: jax.Array) -> jax.Array:
+    """What a submodule that was called has sown under a name; something else where it has not, or nobody collects it."""
+    return module.get_variable('intermediates', name)[-1] if module.has_variable('intermediates', name) else otherwise
+
+
+def classify(module: nn.Module, embedding: jax.Array, classes: int) -> jax.Array:
+    """Logits from the embedding [batch, channels], which is tapped as `pooled`."""
+    module.sow('intermediates', 'pooled', embedding)
+    return nn.Dense(classes, name='head')(embedding)

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 from flax.core import FrozenDict
 
+from kdjax.models._layers import classify
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU and dropout between them, on flattened inputs.
@@ -38,4 +40,4 @@ class MLP(nn.Module):
             name = f'hidden{i}'
             x = nn.relu(nn.Dense(self.narrowed.get(name, width), name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.classes, name='head')(x)
+        return classify(self, x, self.classes)

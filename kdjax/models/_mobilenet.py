@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models._layers import Stage, batch_norm, convolution
+from kdjax.models._layers import Stage, batch_norm, classify, convolution
 from kdjax.models._narrowing import within
 
 
@@ -71,7 +71,7 @@ class MobileNetV2(nn.Module):
             incoming = width
         x = convolution(self.narrowed.get('last', self.last), 1, name='last')(x)
         x = nn.relu6(batch_norm(train, 'last_norm')(x))
-        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+        return classify(self, jnp.mean(x, axis=(1, 2)), self.classes)
 
 
 class _InvertedResidual(nn.Module):

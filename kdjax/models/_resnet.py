@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models._layers import Convolution, Stage, batch_norm, convolution
+from kdjax.models._layers import Convolution, Stage, batch_norm, classify, convolution
 from kdjax.models._narrowing import within
 from kdjax.models._stems import Stem, apply_stem
 
@@ -60,7 +60,7 @@ class ResNet(nn.Module):
         for i, (incoming, width) in enumerate(itertools.pairwise(self.widths), start=1):
             name, stride = f'stage{i}', 1 if i == 1 else 2
             x = Stage(block, incoming, width, blocks, stride, within(self.narrowed, name), name=name)(x, train)
-        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+        return classify(self, jnp.mean(x, axis=(1, 2)), self.classes)
 
 
 class ResNet18(nn.Module):
@@ -98,7 +98,7 @@ class ResNet18(nn.Module):
         for i, (incoming, width) in enumerate(itertools.pairwise((self.stem.width, 64, 128, 256, 512)), start=1):
             name, stride = f'stage{i}', 1 if i == 1 else 2
             x = Stage(block, incoming, width, 2, stride, within(self.narrowed, name), name=name)(x, train)
-        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+        return classify(self, jnp.mean(x, axis=(1, 2)), self.classes)
 
 
 class _BasicBlock(nn.Module):
@@ -121,4 +121,5 @@ class _BasicBlock(nn.Module):
         if self.incoming != self.width or x.shape[1:3] != y.shape[1:3]:
             x = layer('shortcut', 1, self.stride)(x)
             x = batch_norm(train, 'shortcut_norm')(x)
+        self.sow('intermediates', 'preact', x + y)
         return nn.relu(x + y)

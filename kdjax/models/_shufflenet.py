@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax.models._layers import batch_norm, convolution
+from kdjax.models._layers import batch_norm, classify, convolution, last_sown
 from kdjax.models._stems import Stem, apply_stem
 
 
@@ -73,7 +73,7 @@ class ShuffleNet(nn.Module):
         x = apply_stem(self.stem, x, train)
         for i, (width, units, middle) in enumerate(self.stages, start=1):
             x = _ShuffleStage(width, units, middle, self.groups, 1 if i == 1 else self.groups, name=f'stage{i}')(x, train)
-        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+        return classify(self, jnp.mean(x, axis=(1, 2)), self.classes)
 
 
 def _check_stages(stages: Sequence[tuple[int, int, int]], groups: int, incoming: int) -> None:
@@ -101,11 +101,12 @@ class _ShuffleStage(nn.Module):
         y = _Unit(added, self.middle, self.first_groups, self.groups, 2, name='unit0')(x, train)
         # Flax's avg_pool divides by an int64, which fails for users who forbid implicit promotion.
         pooled = nn.pool(x, 0.0, jax.lax.add, (3, 3), (2, 2), ((1, 1), (1, 1))) / 9.0
-        x = nn.relu(jnp.concatenate([y, pooled], axis=-1))
+        x = jnp.concatenate([y, pooled], axis=-1)
         for i in range(1, self.units):
-            y = _Unit(self.width, self.width // 4, self.groups, self.groups, 1, name=f'unit{i}')(x, train)
-            x = nn.relu(x + y)
-        return x
+            x = nn.relu(x)
+            x = x + _Unit(self.width, self.width // 4, self.groups, self.groups, 1, name=f'unit{i}')(x, train)
+        self.sow('intermediates', 'preact', x)
+        return nn.relu(x)
 
 
 class _Unit(nn.Module):
@@ -172,7 +173,7 @@ class ShuffleNetV2(nn.Module):
             x = _SplitStage(width, units, name=f'stage{i}')(x, train)
         x = convolution(self.last, 1, name='last')(x)
         x = nn.relu(batch_norm(train, 'last_norm')(x))
-        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+        return classify(self, jnp.mean(x, axis=(1, 2)), self.classes)
 
 
 class _SplitStage(nn.Module):
@@ -183,13 +184,13 @@ class _SplitStage(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         half = self.width // 2
         for i in range(self.units):
-            if i == 0:
-                left = _Shortcut(half, name='shortcut')(x, train)
-                right = _Branch(half, 2, name='unit0')(x, train)
-            else:
-                left, right = x[..., :half], x[..., half:]
-                right = _Branch(half, 1, name=f'unit{i}')(right, train)
+            branch = _Branch(half, 2 if i == 0 else 1, name=f'unit{i}')
+            left = _Shortcut(half, name='shortcut')(x, train) if i == 0 else x[..., :half]
+            right = branch(x if i == 0 else x[..., half:], train)
             x = shuffle_channels(jnp.concatenate([left, right], axis=-1), 2)
+        # The half that a unit leaves alone comes from the one before it, and stays as it was there.
+        before = jnp.concatenate([left, last_sown(branch, 'preact', right)], axis=-1)
+        self.sow('intermediates', 'preact', shuffle_channels(before, 2))
         return x
 
 
@@ -204,7 +205,9 @@ class _Branch(nn.Module):
         x = convolution(self.width, 3, self.stride, groups=self.width, name='depthwise')(x)
         x = batch_norm(train, 'depthwise_norm')(x)
         x = convolution(self.width, 1, name='second')(x)
-        return nn.relu(batch_norm(train, 'second_norm')(x))
+        x = batch_norm(train, 'second_norm')(x)
+        self.sow('intermediates', 'preact', x)
+        return nn.relu(x)
 
 
 class _Shortcut(nn.Module):

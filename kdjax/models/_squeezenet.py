@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models._layers import convolution
+from kdjax.models._layers import convolution, last_sown
 from kdjax.models._narrowing import within
 
 
@@ -78,6 +78,7 @@ class SqueezeNet(nn.Module):
             name = f'stage{i}'
             x = _pool(x, 1 if i == 1 else 2)
             x = _Stage(stage, within(self.narrowed, name), name=name)(x)
+        self.sow('intermediates', 'pooled', jnp.mean(x, axis=(1, 2)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return jnp.mean(nn.relu(convolution(self.classes, 1, use_bias=True, name='head')(x)), axis=(1, 2))
 
@@ -90,7 +91,9 @@ class _Stage(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         for i, (squeeze, expand) in enumerate(self.fires):
             name = f'fire{i}'
-            x = _Fire(squeeze, expand, within(self.narrowed, name), name=name)(x)
+            fire = _Fire(squeeze, expand, within(self.narrowed, name), name=name)
+            x = fire(x)
+        self.sow('intermediates', 'preact', last_sown(fire, 'preact', x))
         return x
 
 
@@ -105,7 +108,9 @@ class _Fire(nn.Module):
             return convolution(self.narrowed.get(name, width), size, use_bias=True, name=name)
 
         x = nn.relu(layer('squeeze', self.squeeze, 1)(x))
-        return nn.relu(jnp.concatenate([layer('expand1', self.expand, 1)(x), layer('expand3', self.expand, 3)(x)], axis=-1))
+        x = jnp.concatenate([layer('expand1', self.expand, 1)(x), layer('expand3', self.expand, 3)(x)], axis=-1)
+        self.sow('intermediates', 'preact', x)
+        return nn.relu(x)
 
 
 def _pool(x: jax.Array, stride: int) -> jax.Array:

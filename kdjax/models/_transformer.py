@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from kdjax.models._layers import classify
 from kdjax.models._narrowing import within
 
 
@@ -64,7 +65,7 @@ class VisionTransformer(nn.Module):
         for i in range(self.depth):
             name = f'block{i}'
             x = _Block(self.heads, within(self.narrowed, name), name=name)(x)
-        return nn.Dense(self.classes, name='head')(jnp.mean(nn.LayerNorm(name='norm')(x), axis=1))
+        return classify(self, jnp.mean(nn.LayerNorm(name='norm')(x), axis=1), self.classes)
 
 
 class _Block(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models._layers import batch_norm, convolution, max_pool
+from kdjax.models._layers import batch_norm, classify, convolution, max_pool
 from kdjax.models._narrowing import within
 
 
@@ -61,7 +61,7 @@ class VGG(nn.Module):
             name = f'hidden{i}'
             x = nn.relu(nn.Dense(self.narrowed.get(name, width), name=name)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.classes, name='head')(x)
+        return classify(self, x, self.classes)
 
 
 class _Stage(nn.Module):
@@ -75,5 +75,8 @@ class _Stage(nn.Module):
         for i in range(self.convolutions):
             name = f'conv{i}'
             x = convolution(self.narrowed.get(name, self.channels), 3, use_bias=self.use_bias, name=name)(x)
-            x = nn.relu(batch_norm(train, f'norm{i}')(x))
+            x = batch_norm(train, f'norm{i}')(x)
+            if i == self.convolutions - 1:
+                self.sow('intermediates', 'preact', x)
+            x = nn.relu(x)
         return max_pool(x)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from kdjax.models._layers import Convolution, Stage, batch_norm, convolution
+from kdjax.models._layers import Convolution, Stage, batch_norm, classify, convolution
 from kdjax.models._narrowing import within
 
 
@@ -64,7 +64,7 @@ class WideResNet(nn.Module):
             name, stride = f'stage{i}', 1 if i == 1 else 2
             x = Stage(block, incoming, width, blocks, stride, within(self.narrowed, name), name=name)(x, train)
         x = nn.relu(batch_norm(train, 'norm')(x))
-        return nn.Dense(self.classes, name='head')(jnp.mean(x, axis=(1, 2)))
+        return classify(self, jnp.mean(x, axis=(1, 2)), self.classes)
 
 
 class _Block(nn.Module):

@@ -63,27 +63,37 @@ class Regressor(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Convolutions of one size, with an activation between them but not after the last.
+    """Convolutions of one size, with an activation between them, and after the last if that is asked for.
 
     Attributes:
       channels: of each convolution.
       size: of the windows.
       activation: what stands between.
       transposed: whether the convolutions are transposed ones.
+      use_bias: whether they have one, which before a batch norm would have no say.
+      normalize: whether batch norm stands before each activation.
+      activate_last: whether the activation also follows the last one.
     """
 
     channels: tuple[int, ...]
     size: int
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     transposed: bool = False
+    use_bias: bool = True
+    normalize: bool = False
+    activate_last: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Maps [batch, positions, channels], images or tokens, to [batch, positions, channels of the last]."""
         convolution = nn.ConvTranspose if self.transposed else nn.Conv
         for i, channels in enumerate(self.channels):
-            x = x if i == 0 else self.activation(x)
-            x = convolution(channels, (self.size,) * (x.ndim - 2))(zero_outside(mask, x))
+            activated = i < len(self.channels) - 1 or self.activate_last
+            use_bias = self.use_bias and not (activated and self.normalize)
+            x = convolution(channels, (self.size,) * (x.ndim - 2), use_bias=use_bias)(zero_outside(mask, x))
+            if activated and self.normalize:
+                x = nn.BatchNorm(use_running_average=False)(x, mask=mask)
+            x = self.activation(x) if activated else x
         return x
 
 

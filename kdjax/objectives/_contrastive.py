@@ -16,11 +16,10 @@ from kdjax.batches import Batch, counted_examples
 from kdjax.losses import ClassIndex
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
-from kdjax.objectives._arguments import batch_mean, feature_pair, require_entry
-from kdjax.objectives._connectors import Embedding, apply_connector, init_connector
+from kdjax.objectives._arguments import batch_mean, require_entry
+from kdjax.objectives._embeddings import Embeddings
 from kdjax.objectives._labels import raise_where
 from kdjax.objectives._objective import Objective, Term, Weight, with_parameters
-from kdjax.objectives._positions import positions_average
 
 
 def info_nce(student: str, teacher: str, *, temperature: Weight = 0.07, width: int = 128) -> Objective:
@@ -34,7 +33,7 @@ def info_nce(student: str, teacher: str, *, temperature: Weight = 0.07, width: i
       temperature: a number or a schedule.
       width: of the embeddings.
     """
-    embed = _Embeddings('info_nce', student, teacher, width)
+    embed = Embeddings('info_nce', student, teacher, width)
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
         return losses.info_nce(*embed.apply(params, student, teacher, batch), where=counted_examples(batch), **hyperparameters)
@@ -69,7 +68,7 @@ def crd(
       temperature: τ.
       momentum: the share of its old value that a row keeps.
     """
-    embed = _Embeddings('crd', student, teacher, width)
+    embed = Embeddings('crd', student, teacher, width)
     classes = losses.class_index(labels)
     examples = int(np.shape(labels)[0])
 
@@ -134,24 +133,3 @@ def crd(
         return batch_mean(values, batch), {}, {**state, **moved, 'normalizers': fixed}
 
     return Objective((Term('crd', init, apply, check=check),))
-
-
-class _Embeddings:
-    """A trained linear map of each of two layers."""
-
-    def __init__(self, term: str, student: str, teacher: str, width: int) -> None:
-        self._features = feature_pair(term, student, teacher)
-        self._module = Embedding(width)
-
-    def init(self, key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Any]:
-        del batch
-        layers = dict(zip(('student', 'teacher'), self._features(student, teacher), strict=True))
-        pooled = {side: jax.ShapeDtypeStruct((x.shape[0], x.shape[-1]), jnp.float32) for side, x in layers.items()}
-        return {
-            side: init_connector(self._module, jax.random.fold_in(key, i), layer)
-            for i, (side, layer) in enumerate(pooled.items())
-        }
-
-    def apply(self, params: dict[str, Any], student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, ...]:
-        layers = zip(('student', 'teacher'), self._features(student, teacher), strict=True)
-        return tuple(apply_connector(self._module, params[side], positions_average(batch, layer)) for side, layer in layers)

@@ -1,5 +1,6 @@
 """FT, factor transfer, with the paraphraser and the translator that it trains."""
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -21,11 +22,13 @@ def factor_transfer(
 ) -> Objective:
     """FT, factor transfer: the student learns the factors that a paraphraser, an autoencoder, finds in the teacher's layer.
 
-    Paraphraser and translator are three 3x3 convolutions with leaky ReLUs, of which the last two have `rate` times the
-    teacher's channels; the paraphraser's decoder mirrors it. The value is the autoencoder's mean squared error for the first
-    `pretraining` steps, when nothing else should be trained (see `in_stages`); the paraphraser then stays as it is, and the
-    value is `losses.factor_transfer`. With `pretraining=0` both are trained at once, and the value is their sum. The larger
-    image is average-pooled to the smaller. `kdjax.recipes.factor_transfer` has the published weight.
+    Paraphraser and translator are three 3x3 convolutions, each with a leaky ReLU, of which the last two have `rate` times the
+    teacher's channels; the paraphraser's decoder mirrors it. The code behind published tables compares attention maps of the
+    factors, `variant='attention'`, and its translator has batch norm; the authors' own compares the factors, without it. The
+    value is the autoencoder's mean squared error for the first `pretraining` steps, when nothing else should be trained (see
+    `in_stages`); the paraphraser then stays as it is, and the value is `losses.factor_transfer`. With `pretraining=0` both are
+    trained at once, and the value is their sum. The larger image is average-pooled to the smaller.
+    `kdjax.recipes.factor_transfer` has the published weight.
 
     Args:
       student: path of the student's layer.
@@ -36,21 +39,22 @@ def factor_transfer(
     """
     features = feature_pair('factor_transfer', student, teacher)
 
-    def models(target: Any) -> tuple[nn.Module, nn.Module]:
+    def models(target: Any) -> tuple[Convolutions, Convolutions, Convolutions]:
         channels, factors = target.shape[-1], max(1, round(rate * target.shape[-1]))
-        encoder = Convolutions((channels, factors, factors), 3, _leaky_relu)
-        return encoder, Convolutions((factors, channels, channels), 3, _leaky_relu, transposed=True)
+        make = functools.partial(Convolutions, size=3, activation=_leaky_relu, activate_last=True)
+        encoder, decoder = make((channels, factors, factors)), make((factors, channels, channels), transposed=True)
+        return encoder, decoder, make(encoder.channels, normalize=variant == 'attention')
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
         del batch
         source, target = features(student, teacher)
-        encoder, decoder = models(target)
+        encoder, decoder, translator = models(target)
         keys = jax.random.split(key, 3)
         encoded = jax.ShapeDtypeStruct((*target.shape[:-1], encoder.channels[-1]), jnp.float32)
         params = {
             'encoder': init_connector(encoder, keys[0], target),
             'decoder': init_connector(decoder, keys[1], encoded),
-            'translator': init_connector(encoder, keys[2], source),
+            'translator': init_connector(translator, keys[2], source),
         }
         return params, params['encoder'] if pretraining else {}
 
@@ -59,7 +63,7 @@ def factor_transfer(
     ) -> tuple[Average, dict[str, Average], Any]:
         source, target = pool_to_one_size(batch, *features(student, jax.lax.stop_gradient(teacher)))
         where = feature_counts(batch, target.shape)
-        encoder, decoder = models(target)
+        encoder, decoder, translator = models(target)
         # Adam's momentum goes on moving the encoder where its gradient is zero: after pretraining, what counts is the copy.
         if pretraining:
             pretrained = step > pretraining
@@ -68,9 +72,9 @@ def factor_transfer(
         factor = apply_connector(encoder, params['encoder'], target, mask=where)
         decoded = apply_connector(decoder, params['decoder'], factor, mask=where)
         autoencoder = losses.hint(decoded, target, where=where)
-        factors = ((params['translator'], source), (fixed, target))
-        pair = (apply_connector(encoder, weights, x, mask=where) for weights, x in factors)
-        transfer = losses.factor_transfer(*pair, where=where, variant=variant)
+        translated = apply_connector(translator, params['translator'], source, mask=where)
+        wanted = apply_connector(encoder, fixed, target, mask=where)
+        transfer = losses.factor_transfer(translated, wanted, where=where, variant=variant)
         values = jnp.where(step < pretraining, autoencoder, transfer) if pretraining else autoencoder + transfer
         extra = {'autoencoder': batch_mean(autoencoder, batch)}
         return batch_mean(values, batch), extra, state

@@ -21,9 +21,10 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
 
     From the last stage to the first, a stage goes through a 1x1 convolution with batch norm, is mixed with what came of the
     stage behind it (enlarged to its size) by a pair of attention maps that both decide, and leads through a 3x3 convolution
-    with batch norm to the teacher's channels; each is compared by `losses.hierarchical_context`, and the values are summed. The
-    authors warm the weight up over 20 epochs. The windows of the loss's pools are those of the padded images, so images of one
-    size are best padded alike in all batches.
+    with batch norm to the teacher's channels. A last stage may be an embedding [batch, channels], as published code adds the
+    pooled one: it is an image of one position. Each is compared by `losses.hierarchical_context`, and the values are summed.
+    The authors warm the weight up over 20 epochs. The windows of the loss's pools are those of the padded images, so images of
+    one size are best padded alike in all batches.
 
     Args:
       student: paths of the student's stages, from input to output.
@@ -36,11 +37,11 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
         del batch
-        sources, targets = features(student, teacher)
+        sources, targets = (jax.eval_shape(_as_images, layers) for layers in features(student, teacher))
         return init_connector(model(targets, sources), key, *sources)
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        sources, targets = (counted_features(batch, *layers) for layers in features(student, teacher))
+        sources, targets = (counted_features(batch, *_as_images(layers)) for layers in features(student, teacher))
         masks = [feature_counts(batch, target.shape) for target in targets]
         # Either all stages have a mask or none has.
         fused = apply_connector(model(targets, sources), params, *sources, mask=None if masks[0] is None else masks)
@@ -48,6 +49,10 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
         return sum(values, jnp.float32(0.0))
 
     return with_parameters('hierarchical_context', init, loss)
+
+
+def _as_images(layers: Sequence[jax.Array]) -> list[jax.Array]:
+    return [x[:, None, None] if x.ndim == 2 else x for x in layers]
 
 
 class _Review(nn.Module):

@@ -12,19 +12,21 @@ from kdjax.objectives._arguments import feature_pair, require_feature
 from kdjax.objectives._connectors import Regressor, apply_connector, init_connector
 from kdjax.objectives._lifting import connected
 from kdjax.objectives._objective import Objective, Weight, with_parameters
-from kdjax.objectives._positions import counted_features, feature_counts
+from kdjax.objectives._positions import counted_features, feature_counts, pool_positions
 
 
 def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objective:
     """OFD: `losses.overhaul` from a trained 1x1 convolution with batch norm on the student's layer.
 
-    The layers are pre-activations. The margin of each channel is what the teacher's batch norm says of its negative values,
-    `losses.overhaul_margin`.
+    The layers are pre-activations, of `kdjax.models` those tapped as `stage3/preact`. The margin of each channel is what the
+    teacher's batch norm says of its negative values, `losses.overhaul_margin`; in residual networks that is the last norm of
+    the branch, though the shortcut is added after it. A teacher's image that is larger than the student's is average-pooled to
+    its size, as published code has it.
     `kdjax.recipes.overhaul` has the published weight.
 
     Args:
       student: path of the student's layer, before its ReLU.
-      teacher: path of the teacher's layer, the output of a batch norm.
+      teacher: path of the teacher's layer, before its ReLU.
       norm: path of that batch norm's parameters, if it is not `teacher`: `networks.tap_parameters` makes its `scale` and `bias`
         features of the teacher.
     """
@@ -34,13 +36,23 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
     def model(target: Any) -> Regressor:
         return Regressor(tuple(target.shape), normalize=True)
 
+    def size(source: Any, target: Any) -> tuple[int, ...] | None:
+        """That of the target, no larger than the source, if both are images."""
+        sizes = zip(source.shape[1:3], target.shape[1:3], strict=False)
+        return tuple(map(min, sizes)) if source.ndim == target.ndim == 4 else None
+
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
         del batch
         source, target = features(student, teacher)
-        return init_connector(model(target), key, source)
+        smaller = size(source, target)
+        shape = target.shape if smaller is None else (target.shape[0], *smaller, target.shape[-1])
+        return init_connector(model(jax.ShapeDtypeStruct(shape, jnp.float32)), key, source)
 
     def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        source, target = counted_features(batch, *features(student, teacher))
+        source, target = features(student, teacher)
+        smaller = size(source, target)
+        target = target if smaller is None else pool_positions(batch, target, smaller)
+        source, target = counted_features(batch, source, target)
         scale, bias = (require_feature('overhaul', 'teacher', teacher, f'{norm}/{name}') for name in ('scale', 'bias'))
         where = feature_counts(batch, target.shape)
         regressed = apply_connector(model(target), params, source, mask=where)
@@ -52,7 +64,7 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
 def activation_boundary(student: str, teacher: str, *, margin: Weight = 1.0) -> Objective:
     """AB: `losses.activation_boundary` from a trained 1x1 convolution with batch norm on the student's layer.
 
-    The layers are pre-activations, such as the output of the last norm before a ReLU. The paper trains with this alone first,
+    The layers are pre-activations, of `kdjax.models` those tapped as `stage3/preact`. The paper trains with this alone first,
     and then with the task: `in_stages([activation_boundary(...), hard_labels()], [steps])`.
 
     Args:

@@ -1,8 +1,8 @@
 """Objectives on relations between the examples of a batch. They see the whole batch, on one device or on many.
 
-Layers may have any widths. None trains anything: relations are compared, not coordinates. A layer [batch, positions, channels]
-is flattened with zeros for the positions that do not count, so that padding changes nothing. Each is a scalar, not a mean over
-examples: of the batch's weights it matters only which are 0.
+Layers may have any widths. Relations are compared, not coordinates, so that nothing need be trained. A layer [batch, positions,
+channels] is flattened with zeros for the positions that do not count, so that padding changes nothing. Each is a scalar, not a
+mean over examples: of the batch's weights it matters only which are 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from kdjax import losses
 from kdjax.batches import Batch, counted_examples
 from kdjax.networks import Outputs
 from kdjax.objectives._arguments import feature_pair, feature_pairs, require_logits
-from kdjax.objectives._objective import Objective, Weight, from_function
+from kdjax.objectives._embeddings import Embeddings
+from kdjax.objectives._objective import Objective, Weight, from_function, with_parameters
 from kdjax.objectives._positions import counted_features, counted_logits, logit_counts, zero_outside
 
 
@@ -68,20 +69,37 @@ def rkd_angle(student: str, teacher: str) -> Objective:
 
 
 def correlation_congruence(
-    student: str, teacher: str, *, gamma: Weight = 0.4, order: int = 2, variant: Literal['kernel', 'adjacent'] = 'kernel'
+    student: str,
+    teacher: str,
+    *,
+    gamma: Weight = 0.4,
+    order: int = 2,
+    variant: Literal['kernel', 'adjacent'] = 'kernel',
+    width: int | None = None,
 ) -> Objective:
-    """CC: `losses.correlation_congruence` between two layers.
+    """CC: `losses.correlation_congruence` between two layers, as they are or behind trained linear embeddings.
 
-    `kdjax.recipes.correlation_congruence` has the published weight.
+    The published weight 0.02 is that of `variant='adjacent'` with embeddings of `width=128` of the pooled layers, both
+    networks' trained; `kdjax.recipes.correlation_congruence` has it.
 
     Args:
       student: path of the student's layer.
       teacher: path of the teacher's layer.
       gamma: as in the loss; a number or a schedule.
       order: as in the loss.
-      variant: as in the loss; `'adjacent'` needs layers of one width.
+      variant: as in the loss; `'adjacent'` needs layers of one width, or embeddings.
+      width: of the embeddings; None compares the layers as they are.
     """
-    return _on_relations(losses.correlation_congruence, student, teacher, gamma=gamma, order=order, variant=variant)
+    hyperparameters: dict[str, Any] = {'gamma': gamma, 'order': order, 'variant': variant}
+    if width is None:
+        return _on_relations(losses.correlation_congruence, student, teacher, **hyperparameters)
+    embed = Embeddings('correlation_congruence', student, teacher, width)
+
+    def loss(params: Any, student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        pair = embed.apply(params, student, teacher, batch)
+        return losses.correlation_congruence(*pair, where=counted_examples(batch), **resolved)
+
+    return with_parameters('correlation_congruence', embed.init, loss, **hyperparameters)
 
 
 def instance_graph(student: Sequence[str], teacher: Sequence[str], **hyperparameters: Weight) -> Objective:

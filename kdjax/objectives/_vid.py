@@ -20,9 +20,9 @@ SMALLEST_VARIANCE = 1e-5
 def vid(student: str, teacher: str) -> Objective:
     """VID: the student's layer predicts the teacher's, with a variance per channel that is trained.
 
-    The mean comes from three 1x1 convolutions, the variance is softplus(ρ) + 1e-5, begins at 5 and is trained; the loss is
-    `losses.vid`. The larger of two images is average-pooled to the smaller; layers may be of tokens [batch, length, width] too.
-    `kdjax.recipes.vid` has the published weight.
+    The mean comes from three 1x1 convolutions without bias, the variance is softplus(ρ) + 1e-5, begins at 5 and is trained; the
+    loss is `losses.vid`. The larger of two images is average-pooled to the smaller; layers may be of tokens [batch, length,
+    width] too. `kdjax.recipes.vid` has the published weight.
 
     Args:
       student: path of the student's layer.
@@ -31,7 +31,7 @@ def vid(student: str, teacher: str) -> Objective:
     features = feature_pair('vid', student, teacher)
 
     def model(target: Any) -> Convolutions:
-        return Convolutions((target.shape[-1],) * 3, 1)
+        return Convolutions((target.shape[-1],) * 3, 1, use_bias=False)
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
         del batch

@@ -40,8 +40,17 @@ from kdjax.recipes._logits import (
     standardized_logits,
     weighted_soft_labels,
 )
-from kdjax.recipes._pair import Pair, Recipe, pair
-from kdjax.recipes._relations import correlation_congruence, crd, info_nce, instance_graph, pkt, rkd, similarity_preserving
+from kdjax.recipes._pair import Pair, Recipe, over_epochs, pair
+from kdjax.recipes._relations import (
+    correlation_congruence,
+    correlation_congruence_of_kernels,
+    crd,
+    info_nce,
+    instance_graph,
+    pkt,
+    rkd,
+    similarity_preserving,
+)
 from kdjax.recipes._tokens import attention_maps, hidden_cosine, value_relations
 
 RECIPES: dict[str, Recipe] = {
@@ -80,6 +89,7 @@ RECIPES: dict[str, Recipe] = {
         pkt,
         rkd,
         correlation_congruence,
+        correlation_congruence_of_kernels,
         instance_graph,
         crd,
         info_nce,
@@ -103,6 +113,7 @@ __all__ = [
     'attention_transfer',
     'channel_wise',
     'correlation_congruence',
+    'correlation_congruence_of_kernels',
     'crd',
     'decoupled_kd',
     'dist',
@@ -124,6 +135,7 @@ __all__ = [
     'masked_generation',
     'normalized_kd',
     'nst',
+    'over_epochs',
     'overhaul',
     'pair',
     'pkt',

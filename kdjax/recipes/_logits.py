@@ -2,7 +2,7 @@
 
 from kdjax import objectives
 from kdjax.objectives import Objective
-from kdjax.recipes._pair import Pair, warm_up
+from kdjax.recipes._pair import Pair, over_epochs
 
 
 def soft_targets(pair: Pair) -> Objective:
@@ -50,7 +50,7 @@ def skewed_kl(pair: Pair) -> Objective:
 
 def decoupled_kd(pair: Pair) -> Objective:
     """DKD (Zhao 2022): hard labels + DKD with α = 1, β = 8, T = 4, warmed up over 20 epochs of 240."""
-    return objectives.combine(hard=objectives.hard_labels(), dkd=warm_up(pair) * objectives.decoupled_kd())
+    return objectives.combine(hard=objectives.hard_labels(), dkd=over_epochs(pair) * objectives.decoupled_kd())
 
 
 def normalized_kd(pair: Pair) -> Objective:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,10 @@ class Pair(NamedTuple):
       student_norms: paths of the batch norms whose outputs enter the stages' last ReLUs.
       teacher_norms: those of the teacher.
       labels: of all training examples, in the order of `batch['index']`.
+      student_preacts: paths of what the student's stages are before their last ReLU, with the shortcut added.
+      teacher_preacts: those of the teacher.
+      student_pooled: path of the student's embedding [batch, channels], before the head.
+      teacher_pooled: that of the teacher.
     """
 
     student: tuple[str, ...]
@@ -32,6 +36,10 @@ class Pair(NamedTuple):
     student_norms: tuple[str, ...] = ()
     teacher_norms: tuple[str, ...] = ()
     labels: Any = None
+    student_preacts: tuple[str, ...] = ()
+    teacher_preacts: tuple[str, ...] = ()
+    student_pooled: str | None = None
+    teacher_pooled: str | None = None
 
 
 Recipe = Callable[[Pair], Objective]
@@ -44,8 +52,9 @@ def pair(
     """What two networks tell of themselves, by the features that they tap.
 
     Stages are the tapped features whose names end in a number, in rising order, as the modules of `kdjax.models` name theirs:
-    `stage1`, `hidden0`, `block3`. What is tapped below a stage is none; batch norms are, whose names begin with `norm`. For
-    networks that name their layers in other ways, make the `Pair` by hand.
+    `stage1`, `hidden0`, `block3`. What is tapped below a stage is none: `stage1/preact` is what it was before its last ReLU,
+    and names that begin with `norm` are batch norms. `pooled` is the embedding before the head. For networks that name their
+    layers in other ways, make the `Pair` by hand.
 
     Args:
       student: the student, with features.
@@ -62,12 +71,32 @@ def pair(
     >>> pair(small, large, jnp.ones((2, 8, 8, 1)), steps_per_epoch=10).student
     ('stage0', 'stage1')
     """
-    (stages, norms), (of_teacher, teacher_norms) = (_layers(network, inputs) for network in (student, teacher))
-    return Pair(stages, of_teacher, steps_per_epoch, epochs, norms, teacher_norms, labels)
+    learns, teaches = (_layers(network, inputs) for network in (student, teacher))
+    return Pair(
+        student=learns.stages,
+        teacher=teaches.stages,
+        steps_per_epoch=steps_per_epoch,
+        epochs=epochs,
+        student_norms=learns.norms,
+        teacher_norms=teaches.norms,
+        labels=labels,
+        student_preacts=learns.preacts,
+        teacher_preacts=teaches.preacts,
+        student_pooled=learns.pooled,
+        teacher_pooled=teaches.pooled,
+    )
 
 
-def _layers(network: Network, inputs: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the stages that a network taps, and of the batch norms below them."""
+class _Layers(NamedTuple):
+    """What a network taps: stages, and of each its norm and what it is before its last ReLU; and the embedding."""
+
+    stages: tuple[str, ...]
+    norms: tuple[str, ...]
+    preacts: tuple[str, ...]
+    pooled: str | None
+
+
+def _layers(network: Network, inputs: Any) -> _Layers:
 
     def features(inputs: Any) -> Any:
         return network.apply(network.init(jax.random.key(0), inputs), inputs)[0].features
@@ -76,7 +105,9 @@ def _layers(network: Network, inputs: Any) -> tuple[tuple[str, ...], tuple[str, 
     top = [name for name in names if not any(name.startswith(f'{other}/') for other in names)]
     stages = tuple(name for name in top if re.search(r'[0-9]$', name))
     below = [name for name in names if name.startswith(tuple(f'{stage}/' for stage in stages))]
-    return stages, tuple(name for name in below if re.fullmatch(r'norm[0-9]*', name.rsplit('/', 1)[-1]))
+    norms = tuple(name for name in below if re.fullmatch(r'norm[0-9]*', name.rsplit('/', 1)[-1]))
+    preacts = tuple(name for name in below if name.removesuffix('/preact') in stages)
+    return _Layers(stages, norms, preacts, 'pooled' if 'pooled' in names else None)
 
 
 def _natural(part: str) -> tuple[str, int]:
@@ -87,25 +118,36 @@ def _natural(part: str) -> tuple[str, int]:
 
 def on_layers(recipe: Recipe) -> Recipe:
     """A recipe that says what is missing where a network taps no stage."""
+    return _needing(recipe, 'student', 'teacher', what='layers', taps="'stage1', 'stage2', 'stage3'")
 
+
+def on_preacts(recipe: Recipe) -> Recipe:
+    """A recipe that says what is missing where a network taps nothing before a ReLU."""
+    taps = "'stage1', 'stage1/preact', 'stage2', 'stage2/preact'"
+    return _needing(recipe, 'student_preacts', 'teacher_preacts', what='stages before their last ReLU', taps=taps)
+
+
+def on_embeddings(recipe: Recipe) -> Recipe:
+    """A recipe that says what is missing where a network does not tap its embedding."""
+    return _needing(recipe, 'student_pooled', 'teacher_pooled', what='embeddings', taps="'pooled'")
+
+
+def _needing(recipe: Recipe, *fields: str, what: str, taps: str) -> Recipe:
     @functools.wraps(recipe)
     def checked(pair: Pair) -> Objective:
-        for side, stages in (('student', pair.student), ('teacher', pair.teacher)):
-            _check_stages(recipe.__name__, side, stages)
+        for field in fields:
+            if not getattr(pair, field):
+                raise ValueError(
+                    f'the recipe {recipe.__name__} compares {what}, and the {field.split("_")[0]} taps none: '
+                    f'networks.from_linen(module, features=[{taps}]), or the names that it has'
+                )
         return recipe(pair)
 
     return checked
 
 
-def _check_stages(recipe: str, side: str, stages: Sequence[str]) -> None:
-    if not stages:
-        raise ValueError(
-            f'the recipe {recipe} compares layers, and the {side} taps none: networks.from_linen(module, '
-            "features=['stage1', 'stage2', 'stage3']), or the names that it has"
-        )
-
-
-def warm_up(pair: Pair) -> Callable[[Any], jax.Array]:
-    """A weight that grows from 0 to 1 over the first twelfth of the epochs, 20 of the published 240."""
-    steps = max(1.0, 20 / 240 * pair.epochs * pair.steps_per_epoch)
-    return lambda step: jnp.minimum(jnp.asarray(step, jnp.float32) / steps, 1.0)
+def over_epochs(pair: Pair, *, begin: float = 0.0, end: float = 20 / 240) -> Callable[[Any], jax.Array]:
+    """A weight that grows from 0 to 1 between two shares of the epochs, by default the first 20 of the published 240."""
+    total = pair.epochs * pair.steps_per_epoch
+    steps = max(1.0, (end - begin) * total)
+    return lambda step: jnp.clip((jnp.asarray(step, jnp.float32) - begin * total) / steps, 0.0, 1.0)

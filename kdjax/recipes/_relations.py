@@ -2,7 +2,7 @@
 
 from kdjax import objectives
 from kdjax.objectives import Objective
-from kdjax.recipes._pair import Pair, on_layers
+from kdjax.recipes._pair import Pair, on_embeddings, on_layers
 
 
 @on_layers
@@ -12,25 +12,31 @@ def similarity_preserving(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), similarity=3000.0 * last)
 
 
-@on_layers
+@on_embeddings
 def pkt(pair: Pair) -> Objective:
-    """PKT (Passalis 2018): hard labels + 30000 · PKT at the last stage."""
-    return objectives.combine(hard=objectives.hard_labels(), pkt=30000.0 * objectives.pkt(pair.student[-1], pair.teacher[-1]))
+    """PKT (Passalis 2018): hard labels + 30000 · PKT of the embeddings."""
+    return objectives.combine(hard=objectives.hard_labels(), pkt=30000.0 * objectives.pkt(*_pooled(pair)))
 
 
-@on_layers
+@on_embeddings
 def rkd(pair: Pair) -> Objective:
-    """RKD (Park 2019): hard labels + 25 · distances + 50 · angles at the last stage."""
-    last = pair.student[-1], pair.teacher[-1]
-    relations = 25.0 * objectives.rkd_distance(*last) + 50.0 * objectives.rkd_angle(*last)
+    """RKD (Park 2019): hard labels + 25 · distances + 50 · angles of the embeddings."""
+    relations = 25.0 * objectives.rkd_distance(*_pooled(pair)) + 50.0 * objectives.rkd_angle(*_pooled(pair))
     return objectives.combine(hard=objectives.hard_labels(), rkd=relations)
 
 
-@on_layers
+@on_embeddings
 def correlation_congruence(pair: Pair) -> Objective:
-    """CC (Peng 2019): hard labels + 0.02 · correlation congruence at the last stage."""
-    last = objectives.correlation_congruence(pair.student[-1], pair.teacher[-1])
-    return objectives.combine(hard=objectives.hard_labels(), correlation=0.02 * last)
+    """CC (Peng 2019), as in the tables: hard labels + 0.02 · products of neighbours in trained embeddings of width 128."""
+    congruence = objectives.correlation_congruence(*_pooled(pair), variant='adjacent', width=128)
+    return objectives.combine(hard=objectives.hard_labels(), correlation=0.02 * congruence)
+
+
+@on_embeddings
+def correlation_congruence_of_kernels(pair: Pair) -> Objective:
+    """CC (Peng 2019), as in the paper: hard labels + 100 · kernel matrices of the embeddings. The weight is ours."""
+    congruence = objectives.correlation_congruence(*_pooled(pair))
+    return objectives.combine(hard=objectives.hard_labels(), correlation=100.0 * congruence)
 
 
 @on_layers
@@ -40,15 +46,19 @@ def instance_graph(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), graph=0.1 * graph)
 
 
-@on_layers
+@on_embeddings
 def crd(pair: Pair) -> Objective:
-    """CRD (Tian 2020): hard labels + 0.8 · CRD at the last stage, with 16384 negatives or as many as there are examples."""
-    contrast = objectives.crd(pair.student[-1], pair.teacher[-1], pair.labels, negatives=min(16384, len(pair.labels)))
+    """CRD (Tian 2020): hard labels + 0.8 · CRD of the embeddings, with 16384 negatives or as many as there are examples."""
+    contrast = objectives.crd(*_pooled(pair), pair.labels, negatives=min(16384, len(pair.labels)))
     return objectives.combine(hard=objectives.hard_labels(), crd=0.8 * contrast)
 
 
-@on_layers
+@on_embeddings
 def info_nce(pair: Pair) -> Objective:
-    """InfoNCE (Oord 2018): hard labels + contrast within the batch at the last stage. The weight is ours."""
-    contrast = objectives.info_nce(pair.student[-1], pair.teacher[-1])
+    """InfoNCE (Oord 2018): hard labels + contrast of the embeddings within the batch. The weight is ours."""
+    contrast = objectives.info_nce(*_pooled(pair))
     return objectives.combine(hard=objectives.hard_labels(), contrast=contrast)
+
+
+def _pooled(pair: Pair) -> tuple[str, str]:
+    return pair.student_pooled or '', pair.teacher_pooled or ''

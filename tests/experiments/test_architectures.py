@@ -30,8 +30,13 @@ def test_a_recipe_for_layers_says_which_network_taps_none():
     bare, tapped = networks.from_linen(module), networks.from_linen(module, features=('stage0', 'stage1'))
     pair = recipes.pair(tapped, bare, IMAGES, steps_per_epoch=1)
     recipes.soft_targets(pair)
-    for recipe in (recipes.hint, recipes.pkt, recipes.hidden_cosine):
-        with pytest.raises(ValueError, match=f'the recipe {recipe.__name__} compares layers, and the teacher taps none'):
+    for recipe, what in (
+        (recipes.hint, 'layers, and the teacher'),
+        (recipes.hidden_cosine, 'layers, and the teacher'),
+        (recipes.pkt, 'embeddings, and the student'),
+        (recipes.overhaul, 'stages before their last ReLU, and the student'),
+    ):
+        with pytest.raises(ValueError, match=f'the recipe {recipe.__name__} compares {what} taps none'):
             recipe(pair)
 
 

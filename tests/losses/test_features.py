@@ -26,9 +26,10 @@ def hint_oracle(s, t, where):
 
 
 def attention_transfer_oracle(s, t, where, *, power=2, variant='mean_square'):
-    """Q = vec(mean_c |f|^p) / ||·|| over the kept positions of one example, the larger map pooled to the smaller."""
+    """Q = vec(mean_c |f|^p) / ||·|| over the kept positions of one example, the larger activation pooled to the smaller."""
     height, width = np.minimum(s.shape[:2], t.shape[:2])
-    q_s, q_t = (pool_oracle(np.mean(np.abs(x) ** power, axis=-1), height, width)[where] for x in (s, t))
+    pooled = (np.stack([pool_oracle(channel, height, width) for channel in np.moveaxis(x, -1, 0)], -1) for x in (s, t))
+    q_s, q_t = (np.mean(np.abs(x) ** power, axis=-1)[where] for x in pooled)
     if not where.any():
         return 0.0
     difference = q_s / np.linalg.norm(q_s) - q_t / np.linalg.norm(q_t)

@@ -120,7 +120,7 @@ CASES = {
     'logit_mse': Case(objectives.logit_mse()),
     'loss_gradient_attention': Case(objectives.loss_gradient_attention('s', 't'), IMAGES, 'pooled/logits'),
     # Masks of other shapes are other draws.
-    'masked_generation': Case(objectives.masked_generation('s', 't', masked=0.0), POSITIONS),
+    'masked_generation': Case(objectives.masked_generation('s', 't', share=0.0), POSITIONS),
     'mixed_labels': Case(objectives.mixed_labels(ignore=4)),
     'mutual_learning': Case(objectives.mutual_learning(2)),
     'normalized_kd': Case(objectives.normalized_kd(ignore=4)),

@@ -58,7 +58,7 @@ TERMS = {
     'activation_boundary': objectives.activation_boundary(
         'activation_boundary', 'image', margin=optax.linear_schedule(0.0, 5.0, 10)
     ),
-    'masked_generation': objectives.masked_generation('masked_generation', 'image', masked=0.4),
+    'masked_generation': objectives.masked_generation('masked_generation', 'image', share=0.4),
     'vid': objectives.vid('vid', 'image'),
     'factor_transfer': objectives.factor_transfer('factor_transfer', 'image', variant='attention'),
     'overhaul': objectives.overhaul('overhaul', 'image'),
@@ -107,10 +107,20 @@ def by_hand(params, state, student, teacher, rows, keep):
         squares = (convolutions(p['mean'], halved(s['vid']), 0.0) - t['image']) ** 2
         return (squares / variance.reshape(1, 1, 1, -1)).mean() / 2 + jnp.log(variance).mean() / 2
 
+    def activated(params, x):
+        """Three convolutions, each with a leaky ReLU, and with batch norm before it if there is one."""
+        for i in range(3):
+            x = convolution(params.get(f'Conv_{i}', params.get(f'ConvTranspose_{i}')), x)
+            x = batch_norm(params[f'BatchNorm_{i}'], x) if f'BatchNorm_{i}' in params else x
+            x = jnp.maximum(x, 0.1 * x)
+        return x
+
     def factor_transfer(p):
-        factor = convolutions(p['encoder'], t['image'], 0.1)
-        error = ((convolutions(p['decoder'], factor, 0.1) - t['image']) ** 2).mean()
-        translated = convolutions(p['translator'], halved(s['factor_transfer']), 0.1)
+        assert 'BatchNorm_2' in p['translator']
+        assert 'BatchNorm_0' not in p['encoder']
+        factor = activated(p['encoder'], t['image'])
+        error = ((activated(p['decoder'], factor) - t['image']) ** 2).mean()
+        translated = activated(p['translator'], halved(s['factor_transfer']))
         return error + losses.factor_transfer(translated, jax.lax.stop_gradient(factor), variant='attention').mean()
 
     def overhaul():

@@ -40,7 +40,7 @@ def kept_positions(objective, step, seed=0):
 
 
 def test_every_step_masks_other_positions_and_the_same_ones_when_it_is_repeated():
-    objective = objectives.masked_generation('s', 't', masked=0.3)
+    objective = objectives.masked_generation('s', 't', share=0.3)
     masks = [kept_positions(objective, step) for step in range(4)]
     for i, mask in enumerate(masks):
         # 800 positions; four standard deviations.
@@ -53,7 +53,7 @@ def test_every_step_masks_other_positions_and_the_same_ones_when_it_is_repeated(
 
 def test_a_share_of_zero_masks_nothing():
     image = arrays({'image': IMAGE})['image']
-    objective = objectives.masked_generation('s', 't', masked=0.0)
+    objective = objectives.masked_generation('s', 't', share=0.0)
     params = random_params(objective, features(s=image), features(t=image), {})
     value, _ = masked_generation(objective, params, jax.random.key(0), image, 0)
     first, second = (params['masked_generation']['generator'][f'Conv_{i}'] for i in range(2))
@@ -61,10 +61,30 @@ def test_a_share_of_zero_masks_nothing():
     np.testing.assert_allclose(value, jnp.mean(generated**2), rtol=1e-5)
 
 
-@pytest.mark.parametrize('masked', [-0.1, 1, 1.5])
-def test_a_share_that_is_none_is_refused(masked):
-    with pytest.raises(ValueError, match=rf'^masked_generation: masked must be at least 0 and below 1, got {masked}$'):
-        objectives.masked_generation('s', 't', masked=masked)
+def test_channels_are_masked_at_all_positions_and_fewer_of_them():
+    """Of a hundred channels of each example a share of 0.15, unless another is asked for."""
+    rng, wide = np.random.default_rng(0), (IMAGE[0], 4, 4, 100)
+    image = rng.uniform(1, 2, wide).astype(np.float32)
+    eye = np.zeros((3, 3, 100, 100), np.float32)
+    eye[1, 1] = np.eye(100)
+    generator = {f'Conv_{i}': {'kernel': eye, 'bias': np.zeros(100, np.float32)} for i in range(2)}
+    params = {'masked_generation': {'generator': generator}}
+    for share, options in ((0.15, {}), (0.6, {'share': 0.6})):
+        objective = objectives.masked_generation('s', 't', masked='channels', **options)
+        _, gradient = masked_generation(objective, params, jax.random.key(3), image, 0)
+        kept = np.asarray(gradient != 0)
+        assert np.all(kept == kept[:, :1, :1])
+        of_channels = kept[:, 0, 0]
+        assert abs(of_channels.mean() - (1 - share)) < 4 * np.sqrt(share * (1 - share) / of_channels.size)
+        assert len({row.tobytes() for row in of_channels}) == IMAGE[0]
+
+
+@pytest.mark.parametrize('share', [-0.1, 1, 1.5])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=rf'^masked_generation: share must be at least 0 and below 1, got {share}$'):
+        objectives.masked_generation('s', 't', share=share)
+    with pytest.raises(ValueError, match="masked must be 'positions' or 'channels', got 'pixels'"):
+        objectives.masked_generation('s', 't', masked='pixels')
 
 
 @pytest.mark.parametrize('begin, end, trained', [(3, 5, set()), (2, 5, {'begin'}), (3, 4, {'end'}), (2, 4, {'begin', 'end'})])
