@@ -18,7 +18,8 @@ from kdjax.objectives._objective import Objective, Weight
 def hint(student: str, teacher: str, *, normalize: bool = False) -> Objective:
     """FitNets: `losses.hint` between a layer of the teacher and a trained regression from a layer of the student.
 
-    Its parameters are those of `connectors.Regressor`. `kdjax.recipes.hint` has the published weight.
+    Its parameters are those of `connectors.Regressor`. The code behind published tables has batch norm and ReLU after the
+    convolution, `normalize=True`: its weight 100, that of `kdjax.recipes.hint`, is for this regressor. The paper has no norm.
     As a stage of its own before the task, as in the paper: `in_stages([hint(...), hard_labels()], [steps])`.
 
     Args:

@@ -29,6 +29,9 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
     Args:
       student: paths of the student's stages, from input to output.
       teacher: paths of as many of the teacher's, of the same sizes.
+
+    Raises:
+      ValueError: not as many stages are named of both; from `init` and `apply`: a stage is neither an image nor an embedding.
     """
     features = feature_pairs('hierarchical_context', student, teacher)
 
@@ -52,6 +55,12 @@ def hierarchical_context(student: Sequence[str], teacher: Sequence[str]) -> Obje
 
 
 def _as_images(layers: Sequence[jax.Array]) -> list[jax.Array]:
+    wrong = [x.shape for x in layers if x.ndim not in (2, 4)]
+    if wrong:
+        raise ValueError(
+            'hierarchical_context: stages must be images [batch, height, width, channels] or embeddings [batch, channels], '
+            f'got {wrong[0]}'
+        )
     return [x[:, None, None] if x.ndim == 2 else x for x in layers]
 
 

@@ -21,8 +21,8 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
     The layers are pre-activations, of `kdjax.models` those tapped as `stage3/preact`. The margin of each channel is what the
     teacher's batch norm says of its negative values, `losses.overhaul_margin`; in residual networks that is the last norm of
     the branch, though the shortcut is added after it. A teacher's image that is larger than the student's is average-pooled to
-    its size, as published code has it.
-    `kdjax.recipes.overhaul` has the published weight.
+    its size and then cut off at the margin, as in the code behind published tables; other code cuts it off first. A smaller
+    teacher is reached by a strided convolution. `kdjax.recipes.overhaul` has the published weight.
 
     Args:
       student: path of the student's layer, before its ReLU.

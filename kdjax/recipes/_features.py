@@ -35,7 +35,11 @@ def attention_transfer(pair: Pair) -> Objective:
 
 @on_layers
 def fsp(pair: Pair) -> Objective:
-    """FSP (Yim 2017): hard labels + 50 · FSP between successive stages. The paper trains it first, the tables both at once."""
+    """FSP (Yim 2017): hard labels + 50 · FSP between successive stages, both at once.
+
+    The paper trains the flows first and then the task alone, and so does the code behind published tables, which never applies
+    the weight 50 that its commands give.
+    """
     flows = zip(
         zip(pair.student, pair.student[1:], strict=False), zip(pair.teacher, pair.teacher[1:], strict=False), strict=False
     )
@@ -92,7 +96,10 @@ def overhaul(pair: Pair) -> Objective:
 @on_layers
 @on_embeddings
 def hierarchical_context(pair: Pair) -> Objective:
-    """ReviewKD (Chen 2021): hard labels + knowledge review of all stages and the embedding, warmed up over 20 epochs of 240."""
+    """ReviewKD (Chen 2021): hard labels + knowledge review of all stages and the embedding, warmed up over 20 epochs of 240.
+
+    Published code takes the teacher's stages before their last ReLU; here both networks' are those after it.
+    """
     count = min(len(pair.student), len(pair.teacher))
     student, teacher = (*pair.student[-count:], pair.student_pooled), (*pair.teacher[-count:], pair.teacher_pooled)
     review = objectives.hierarchical_context(student, teacher)

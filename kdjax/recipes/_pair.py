@@ -147,7 +147,25 @@ def _needing(recipe: Recipe, *fields: str, what: str, taps: str) -> Recipe:
 
 
 def over_epochs(pair: Pair, *, begin: float = 0.0, end: float = 20 / 240) -> Callable[[Any], jax.Array]:
-    """A weight that grows from 0 to 1 between two shares of the epochs, by default the first 20 of the published 240."""
+    """A weight that grows from 0 to 1 between two shares of the epochs, by default the first 20 of the published 240.
+
+    A schedule of the step, for `over_epochs(pair) * objective`: min(epoch / 20, 1) of DKD and ReviewKD, which here grows within
+    an epoch too, and is shorter where there are fewer epochs.
+
+    Args:
+      pair: of which the epochs and their steps count.
+      begin: the share of all epochs until which the weight is 0.
+      end: the share from which it is 1, greater than `begin`; if they are less than a step apart, the weight takes a step.
+
+    Raises:
+      ValueError: these are no shares, or not in order.
+
+    >>> weight = over_epochs(Pair((), (), steps_per_epoch=10, epochs=240))
+    >>> print([float(weight(step)) for step in (0, 50, 100, 200, 2400)])
+    [0.0, 0.25, 0.5, 1.0, 1.0]
+    """
+    if not 0 <= begin < end <= 1:
+        raise ValueError(f'over_epochs: begin and end must be shares of the epochs with begin below end, got {begin} and {end}')
     total = pair.epochs * pair.steps_per_epoch
     steps = max(1.0, (end - begin) * total)
     return lambda step: jnp.clip((jnp.asarray(step, jnp.float32) - begin * total) / steps, 0.0, 1.0)

@@ -34,7 +34,10 @@ def correlation_congruence(pair: Pair) -> Objective:
 
 @on_embeddings
 def correlation_congruence_of_kernels(pair: Pair) -> Objective:
-    """CC (Peng 2019), as in the paper: hard labels + 100 · kernel matrices of the embeddings. The weight is ours."""
+    """CC (Peng 2019), as in the paper: hard labels + 100 · kernel matrices of the embeddings.
+
+    The weight is that of Knowledge-Distillation-Zoo, which compares the pooled embeddings as they are: γ = 0.4, order 2.
+    """
     congruence = objectives.correlation_congruence(*_pooled(pair))
     return objectives.combine(hard=objectives.hard_labels(), correlation=100.0 * congruence)
 
