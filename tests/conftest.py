@@ -44,6 +44,7 @@ SLOW = (
     'objectives/test_any_batch.py',
     'objectives/test_connected_objectives.py',
     'objectives/test_distributed_objectives.py',
+    'objectives/test_published_masks.py',
     'objectives/test_target_objectives.py',
     'objectives/test_unsupervised_objectives.py',
     'optimizers/test_averaging.py',

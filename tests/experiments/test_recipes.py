@@ -109,9 +109,11 @@ RESNETS = [architectures.ARCHITECTURES[name] for name in ('resnet8', 'resnet20')
 # Those of two stages train the student by the first alone, whose weight then does not matter; a factor transfer needs the
 # paraphraser that its first stage has trained.
 TOGETHER = sorted(set(RECIPES) - {'hint_in_two_stages', 'activation_boundary', 'factor_transfer'})
-# Whose weight is no published one, so that we can have it as it should be.
-OURS = {'attention_distillation', 'correlation_congruence_of_kernels', 'diversity', 'info_nce', 'jacobian'}
-OURS |= {'loss_gradient_attention', 'masked_generation', 'singular_vectors'}
+# Whose published weights are louder on a fresh pair, 11 (SP, FT) to 61 times (FSP): embeddings of all images are still alike,
+# and hints, flows and attention far off. All other recipes keep within ten times.
+LOUD = {'attention_transfer', 'dist', 'factor_transfer_in_one_stage', 'fsp', 'hint', 'nst', 'rkd', 'similarity_preserving'}
+# 0.09: near the teacher this divergence is a quarter of the forward and the reverse one, and GKD takes it as it is.
+QUIET = {'jensen_shannon'}
 
 
 class Fresh(NamedTuple):
@@ -170,14 +172,9 @@ def gradient_norm(made: Fresh, objective: objectives.Objective) -> float:
 
 @pytest.mark.parametrize('name', TOGETHER)
 def test_the_weight_of_a_recipe_is_one_that_counts(name):
-    """On a fresh pair the method's gradient neither vanishes beside the cross-entropy's, nor drowns it.
-
-    Within ten times where the weight is ours. Published weights go further: fresh embeddings of all images are alike, and
-    hints, flows and attention are still far off.
-    """
+    """On a fresh pair the method's gradient is within ten times of the cross-entropy's, but for those named above."""
     made = fresh(name if name in ('jacobian', 'loss_gradient_attention') else '')
     method = objectives.Objective(tuple(term for term in RECIPES[name](made.pair).terms if term.name != 'hard'))
     assert method.terms
     ratio = gradient_norm(made, method) / gradient_norm(made, objectives.hard_labels())
-    smallest, largest = (0.1, 10) if name in OURS else (0.05, 100)
-    assert smallest <= ratio <= largest, ratio
+    assert (0.05 if name in QUIET else 0.1) <= ratio <= (100 if name in LOUD else 10), ratio
