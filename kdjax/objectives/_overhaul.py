@@ -36,10 +36,11 @@ def overhaul(student: str, teacher: str, *, norm: str | None = None) -> Objectiv
     def model(target: Any) -> Regressor:
         return Regressor(tuple(target.shape), normalize=True)
 
-    def size(source: Any, target: Any) -> tuple[int, ...] | None:
+    def size(source: Any, target: Any) -> tuple[int, int] | None:
         """That of the target, no larger than the source, if both are images."""
-        sizes = zip(source.shape[1:3], target.shape[1:3], strict=False)
-        return tuple(map(min, sizes)) if source.ndim == target.ndim == 4 else None
+        if source.ndim != 4 or target.ndim != 4:
+            return None
+        return min(source.shape[1], target.shape[1]), min(source.shape[2], target.shape[2])
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> Any:
         del batch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from kdjax import objectives
 from kdjax.objectives import Objective
-from kdjax.recipes._pair import Pair, on_embeddings, on_layers, on_preacts, over_epochs
+from kdjax.recipes._pair import Pair, embeddings, on_embeddings, on_layers, on_preacts, over_epochs
 
 # Of the epochs, the share of a first stage in methods that train in two.
 FIRST_STAGE = 0.2
@@ -101,8 +101,8 @@ def hierarchical_context(pair: Pair) -> Objective:
     Published code takes the teacher's stages before their last ReLU; here both networks' are those after it.
     """
     count = min(len(pair.student), len(pair.teacher))
-    student, teacher = (*pair.student[-count:], pair.student_pooled), (*pair.teacher[-count:], pair.teacher_pooled)
-    review = objectives.hierarchical_context(student, teacher)
+    stages = zip((pair.student, pair.teacher), embeddings(pair), strict=True)
+    review = objectives.hierarchical_context(*((*paths[-count:], pooled) for paths, pooled in stages))
     return objectives.combine(hard=objectives.hard_labels(), review=over_epochs(pair) * review)
 
 

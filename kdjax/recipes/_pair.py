@@ -132,6 +132,11 @@ def on_embeddings(recipe: Recipe) -> Recipe:
     return _needing(recipe, 'student_pooled', 'teacher_pooled', what='embeddings', taps="'pooled'")
 
 
+def embeddings(pair: Pair) -> tuple[str, str]:
+    """The paths of both, in a recipe that is `on_embeddings`."""
+    return pair.student_pooled or '', pair.teacher_pooled or ''
+
+
 def _needing(recipe: Recipe, *fields: str, what: str, taps: str) -> Recipe:
     @functools.wraps(recipe)
     def checked(pair: Pair) -> Objective:
