@@ -1,4 +1,18 @@
-"""Flax Linen modules to distil from and into. Anything else that is a Flax module will do as well."""
+"""Flax Linen modules to distil from and into. Anything else that is a Flax module will do as well.
+
+Paths of features are the same in all of them, and recipes look for these names: the stages, `stage1` (of transformers `block0`,
+of dense networks `hidden0`); of convolutional stages `stage1/preact`, the sum before the stage's last ReLU, with the shortcut
+added and before any pooling, and the stage itself where no ReLU ends it; and `pooled`, the embedding [batch, channels] before
+the head.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from kdjax import networks
+    >>> network = networks.from_linen(ResNet(8), features=('stage3', 'stage3/preact', 'pooled'))
+    >>> variables = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((2, 32, 32, 3)))
+    >>> outputs, _ = jax.eval_shape(network.apply, variables, jnp.ones((2, 32, 32, 3)))
+    >>> outputs.features['stage3/preact'].shape, outputs.features['pooled'].shape
+    ((2, 8, 8, 64), (2, 64))
+"""
 
 from kdjax.models._cnn import CNN
 from kdjax.models._convolutions import cpu_convolution, im2col_convolution
