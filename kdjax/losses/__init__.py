@@ -15,15 +15,18 @@ What to choose, by what there is to compare. Those marked (batch) return a scala
 per example.
 
 Logits over the same classes, nothing else:
-  `soft_targets`, `logit_mse`, `hard_targets`, `dist` (batch); `reverse_kl`, `jensen_shannon`, `skewed_kl`; and
+  `soft_targets`, `logit_mse`, `hard_targets`, `dist` (batch); `reverse_kl`, `jensen_shannon`, `skewed_kl`, `skewed_reverse_kl`,
+  `total_variation`, `alpha_beta_divergence`, `adaptive_kl`; `taid`, whose target moves; and
   `standardize_logits` before any of them.
 Logits and labels:
   `decoupled_kd`, `normalized_kd`, `weighted_soft_labels`.
 Several labels at a time, or numbers instead of classes:
   `binary_labels`, and its teacher's form `binary_soft_targets`; `regression`, with `delta` for outliers, and
   `bounded_regression`, where the teacher says when a student is good enough.
-A teacher that knows only some of the classes, or of whose logits only the largest were kept, or too many classes for logits:
-  `subset_soft_targets`, `top_k_soft_targets`, `linear_soft_targets`.
+A teacher that knows only some of the classes, or other ones, or of whose logits only the largest were kept, or those of
+sampled tokens, or too many classes for logits:
+  `subset_soft_targets`; `universal_logit`; `top_k_soft_targets`, `top_k_reverse_kl`, `top_k_jensen_shannon`;
+  `sampled_reverse_kl`, `policy_gradient`; `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
   `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers each, `fsp`.
@@ -43,13 +46,15 @@ The student alone, or several domains:
 The lifted forms in `kdjax.objectives` bring what has to be trained or remembered: connectors, variances, margins, banks.
 """
 
+from kdjax.losses._adaptive_kl import adaptive_kl
+from kdjax.losses._alpha_beta import alpha_beta_divergence
 from kdjax.losses._attention_transfer import attention_transfer
 from kdjax.losses._channel_wise import channel_wise
 from kdjax.losses._correlation_congruence import correlation_congruence
 from kdjax.losses._crd import ClassIndex, class_index, crd, crd_negatives, crd_normalizer, crd_update_memory
 from kdjax.losses._decoupled_kd import decoupled_kd
 from kdjax.losses._derivatives import jacobian, loss_gradient_attention
-from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl
+from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from kdjax.losses._domain import domain_confusion, domain_discrimination, gradient_reversal, reversal_schedule
 from kdjax.losses._factor_transfer import factor_transfer
 from kdjax.losses._fsp import fsp
@@ -65,12 +70,21 @@ from kdjax.losses._nst import nst
 from kdjax.losses._overhaul import activation_boundary, overhaul, overhaul_margin
 from kdjax.losses._pkt import pkt
 from kdjax.losses._rkd import rkd_angle, rkd_distance
+from kdjax.losses._sampled import policy_gradient, sampled_reverse_kl
 from kdjax.losses._similarity_preserving import similarity_preserving
 from kdjax.losses._singular_vectors import singular_vectors
 from kdjax.losses._subset_soft_targets import subset_soft_targets
+from kdjax.losses._taid import taid
 from kdjax.losses._targets import binary_labels, binary_soft_targets, bounded_regression, regression
-from kdjax.losses._top_k import top_k_logits, top_k_soft_targets
+from kdjax.losses._top_k import (
+    top_k_from_log_probabilities,
+    top_k_jensen_shannon,
+    top_k_logits,
+    top_k_reverse_kl,
+    top_k_soft_targets,
+)
 from kdjax.losses._transformers import attention_maps, hidden_cosine, value_relations
+from kdjax.losses._universal_logit import universal_logit
 from kdjax.losses._unsupervised import activation_size, attention_distillation, diversity, reconstruction
 from kdjax.losses._vid import vid
 from kdjax.losses._weighted_soft_labels import weighted_soft_labels
@@ -79,6 +93,8 @@ __all__ = [
     'ClassIndex',
     'activation_boundary',
     'activation_size',
+    'adaptive_kl',
+    'alpha_beta_divergence',
     'attention_distillation',
     'attention_maps',
     'attention_transfer',
@@ -117,20 +133,29 @@ __all__ = [
     'overhaul',
     'overhaul_margin',
     'pkt',
+    'policy_gradient',
     'reconstruction',
     'regression',
     'reversal_schedule',
     'reverse_kl',
     'rkd_angle',
     'rkd_distance',
+    'sampled_reverse_kl',
     'similarity_preserving',
     'singular_vectors',
     'skewed_kl',
+    'skewed_reverse_kl',
     'soft_targets',
     'standardize_logits',
     'subset_soft_targets',
+    'taid',
+    'top_k_from_log_probabilities',
+    'top_k_jensen_shannon',
     'top_k_logits',
+    'top_k_reverse_kl',
     'top_k_soft_targets',
+    'total_variation',
+    'universal_logit',
     'value_relations',
     'vid',
     'weighted_soft_labels',

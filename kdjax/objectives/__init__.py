@@ -21,6 +21,8 @@ from kdjax.objectives._fsp import fsp
 from kdjax.objectives._knowledge_review import hierarchical_context
 from kdjax.objectives._layers import over_layers, uniform_layers
 from kdjax.objectives._logits import (
+    adaptive_kl,
+    alpha_beta_divergence,
     decoupled_kd,
     dist,
     hard_labels,
@@ -31,10 +33,16 @@ from kdjax.objectives._logits import (
     normalized_kd,
     reverse_kl,
     skewed_kl,
+    skewed_reverse_kl,
     soft_targets,
     standardize_logits,
     subset_soft_targets,
+    taid,
+    top_k_jensen_shannon,
+    top_k_reverse_kl,
     top_k_soft_targets,
+    total_variation,
+    universal_logit,
     weighted_soft_labels,
 )
 from kdjax.objectives._masked_generation import masked_generation
@@ -50,6 +58,7 @@ from kdjax.objectives._relations import (
     rkd_distance,
     similarity_preserving,
 )
+from kdjax.objectives._taid import adaptive_taid
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
 from kdjax.objectives._unsupervised import activation_size, attention_distillation, diversity, reconstruction
@@ -61,6 +70,9 @@ __all__ = [
     'Term',
     'activation_boundary',
     'activation_size',
+    'adaptive_kl',
+    'adaptive_taid',
+    'alpha_beta_divergence',
     'attention_distillation',
     'attention_maps',
     'attention_transfer',
@@ -112,11 +124,17 @@ __all__ = [
     'similarity_preserving',
     'singular_vectors',
     'skewed_kl',
+    'skewed_reverse_kl',
     'soft_targets',
     'standardize_logits',
     'subset_soft_targets',
+    'taid',
+    'top_k_jensen_shannon',
+    'top_k_reverse_kl',
     'top_k_soft_targets',
+    'total_variation',
     'uniform_layers',
+    'universal_logit',
     'value_relations',
     'vid',
     'weighted_soft_labels',

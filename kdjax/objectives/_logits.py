@@ -97,7 +97,7 @@ def dist(*, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: Weight = 1.0) 
     """
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        logits = _logits('dist', student, teacher, batch)
+        logits = both_logits('dist', student, teacher, batch)
         return losses.dist(*logits, where=logit_counts(batch, logits[0].shape), **hyperparameters)
 
     return from_function('dist', loss, beta=beta, gamma=gamma, temperature=temperature)
@@ -116,7 +116,7 @@ def standardize_logits(objective: Objective) -> Objective:
         def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
             student, teacher = (
                 Outputs(losses.standardize_logits(logits), outputs.features)
-                for logits, outputs in zip(_logits(term.name, student, teacher, batch), (student, teacher), strict=True)
+                for logits, outputs in zip(both_logits(term.name, student, teacher, batch), (student, teacher), strict=True)
             )
             return term.apply(params, state, student, teacher, batch, step=step)
 
@@ -152,6 +152,65 @@ def skewed_kl(*, alpha: Weight = 0.1, temperature: Weight = 1.0) -> Objective:
       temperature: a number or a schedule.
     """
     return _on_logits(losses.skewed_kl, alpha=alpha, temperature=temperature)
+
+
+def skewed_reverse_kl(*, alpha: Weight = 0.1, temperature: Weight = 1.0) -> Objective:
+    """DistiLLM's reverse divergence, of a mixture from the student: `losses.skewed_reverse_kl` of the logits.
+
+    Args:
+      alpha: the student's share of the mixture; a number or a schedule.
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.skewed_reverse_kl, alpha=alpha, temperature=temperature)
+
+
+def total_variation(*, temperature: Weight = 1.0) -> Objective:
+    """Total variation distance, as f-distill has it: `losses.total_variation` of the logits.
+
+    Args:
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.total_variation, temperature=temperature)
+
+
+def alpha_beta_divergence(*, alpha: Weight, beta: Weight, temperature: Weight = 1.0) -> Objective:
+    """ABKD's divergence, a family between forward and reverse: `losses.alpha_beta_divergence` of the logits.
+
+    Args:
+      alpha: a number or a schedule.
+      beta: a number or a schedule.
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.alpha_beta_divergence, alpha=alpha, beta=beta, temperature=temperature)
+
+
+def adaptive_kl(*, mu: Weight = 0.5, temperature: Weight = 1.0) -> Objective:
+    """AKL, forward and reverse divergence by the gaps of head and tail: `losses.adaptive_kl` of the logits.
+
+    Args:
+      mu: probability of the teacher's head; a number or a schedule.
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.adaptive_kl, mu=mu, temperature=temperature)
+
+
+def taid(*, interpolation: Weight, temperature: Weight = 1.0) -> Objective:
+    """TAID with a course of one's own: `losses.taid` of the logits; `adaptive_taid` has the paper's.
+
+    Args:
+      interpolation: the teacher's share of the target; a number or a schedule that rises.
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.taid, interpolation=interpolation, temperature=temperature)
+
+
+def universal_logit(*, temperature: Weight = 1.0) -> Objective:
+    """ULD, between networks over other classes: `losses.universal_logit` of the logits.
+
+    Args:
+      temperature: a number or a schedule.
+    """
+    return _on_logits(losses.universal_logit, temperature=temperature)
 
 
 def decoupled_kd(*, alpha: Weight = 1.0, beta: Weight = 8.0, temperature: Weight = 4.0, ignore: int | None = None) -> Objective:
@@ -196,10 +255,34 @@ def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) ->
     """
 
     def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        logits = _logits('subset_soft_targets', student, teacher, batch)
+        logits = both_logits('subset_soft_targets', student, teacher, batch)
         return losses.subset_soft_targets(*logits, np.asarray(classes, np.int32), **hyperparameters)
 
     return from_function('subset_soft_targets', loss, temperature=temperature)
+
+
+def top_k_reverse_kl(*, temperature: float = 1.0) -> Objective:
+    """Reverse divergence of a teacher of whom only the largest logits were kept: `losses.top_k_reverse_kl`.
+
+    Needs no teacher network, but in the batch what `top_k_soft_targets` needs.
+
+    Args:
+      temperature: the one that `rest` was computed with; 1 for what an inference server returned, see
+        `losses.top_k_from_log_probabilities`.
+    """
+    return _on_largest(losses.top_k_reverse_kl, temperature)
+
+
+def top_k_jensen_shannon(*, beta: Weight = 0.5, temperature: float = 1.0) -> Objective:
+    """GKD's divergence of a teacher of whom only the largest logits were kept: `losses.top_k_jensen_shannon`.
+
+    Needs no teacher network, but in the batch what `top_k_soft_targets` needs.
+
+    Args:
+      beta: 0 is the forward, 1 the reverse divergence; a number or a schedule.
+      temperature: the one that `rest` was computed with; 1 for what an inference server returned.
+    """
+    return _on_largest(losses.top_k_jensen_shannon, temperature, beta=beta)
 
 
 def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
@@ -211,17 +294,7 @@ def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
     Args:
       temperature: the one that `rest` was computed with.
     """
-
-    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
-        del teacher
-        found = [require_entry('top_k_soft_targets', batch, name) for name in ('top_logits', 'top_indices', 'rest')]
-        logits = require_logits('top_k_soft_targets', 'student', student)
-        where = logit_counts(batch, logits.shape)
-        logits, top_logits, top_indices = (zero_outside(where, jnp.asarray(x)) for x in (logits, *found[:2]))
-        rest = zero_outside(None if where is None else where[..., 0], jnp.asarray(found[2]))
-        return losses.top_k_soft_targets(logits, top_logits, top_indices, rest, temperature=temperature)
-
-    return from_function('top_k_soft_targets', loss)
+    return _on_largest(losses.top_k_soft_targets, temperature)
 
 
 def linear_soft_targets(
@@ -262,16 +335,31 @@ def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hy
     return with_check(from_function(name, function, **hyperparameters), labels_check(name, 'labels', ignore=ignore))
 
 
+def _on_largest(function: Callable[..., jax.Array], temperature: float, **hyperparameters: Any) -> Objective:
+    name = function.__name__
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
+        del teacher
+        found = [require_entry(name, batch, entry) for entry in ('top_logits', 'top_indices', 'rest')]
+        logits = require_logits(name, 'student', student)
+        where = logit_counts(batch, logits.shape)
+        logits, top_logits, top_indices = (zero_outside(where, jnp.asarray(x)) for x in (logits, *found[:2]))
+        rest = zero_outside(None if where is None else where[..., 0], jnp.asarray(found[2]))
+        return function(logits, top_logits, top_indices, rest, temperature=temperature, **resolved)
+
+    return from_function(name, loss, **hyperparameters)
+
+
 def _on_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:
     name = loss.__name__
 
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        return loss(*_logits(name, student, teacher, batch), **resolved)
+        return loss(*both_logits(name, student, teacher, batch), **resolved)
 
     return from_function(name, function, **hyperparameters)
 
 
-def _logits(term: str, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def both_logits(term: str, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Both networks' logits over several classes, with zeros where they do not count."""
     pair = require_logits(term, 'student', student), require_logits(term, 'teacher', teacher)
     for logits in pair:

@@ -79,6 +79,16 @@ def linear_soft_targets(student, teacher, **options):
     return losses.linear_soft_targets(student, kernels[0], teacher, kernels[1], chunk=2, **options)
 
 
+def alpha_beta_divergence(student, teacher, **options):
+    """With exponents apart from all limits."""
+    return losses.alpha_beta_divergence(student, teacher, alpha=0.4, beta=0.3, **options)
+
+
+def taid(student, teacher, **options):
+    """Halfway."""
+    return losses.taid(student, teacher, interpolation=0.5, **options)
+
+
 def bounded_regression(student, teacher, **options):
     """With targets at 0 and a student that is never good enough."""
     return losses.bounded_regression(student, teacher, jnp.zeros(student.shape), margin=100.0, **options)
@@ -97,6 +107,11 @@ CASES = {
     'reverse_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'jensen_shannon': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'skewed_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'skewed_reverse_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'total_variation': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'alpha_beta_divergence': Case(LOGITS, LOGITS, (3,), (3, 5), 1, call=alpha_beta_divergence),
+    'adaptive_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
+    'taid': Case(LOGITS, LOGITS, (3,), (3, 5), 1, call=taid),
     'binary_soft_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'bounded_regression': Case((3, 6), (3, 6), (3,), (3, 6), 1, call=bounded_regression),
     'hint': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
@@ -142,11 +157,17 @@ OTHERS: set[str] = {
     'gradient_reversal',
     'loss_gradient_attention',
     'overhaul_margin',
+    'policy_gradient',
     'regression',
     'reversal_schedule',
+    'sampled_reverse_kl',
     'standardize_logits',
+    'top_k_from_log_probabilities',
+    'top_k_jensen_shannon',
     'top_k_logits',
+    'top_k_reverse_kl',
     'top_k_soft_targets',
+    'universal_logit',
 }
 ON_LOGITS = [name for name, case in CASES.items() if case.student == LOGITS]
 every_loss = pytest.mark.parametrize('name', list(CASES))

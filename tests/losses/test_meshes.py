@@ -42,7 +42,10 @@ def bank(x):
 LOSSES = (
     table(
         *(BATCH, 5),
-        names=('soft_targets', 'logit_mse', 'hard_targets', 'dist', 'reverse_kl', 'jensen_shannon', 'skewed_kl'),
+        names=(
+            *('soft_targets', 'logit_mse', 'hard_targets', 'dist', 'reverse_kl', 'jensen_shannon', 'skewed_kl'),
+            *('skewed_reverse_kl', 'total_variation', 'adaptive_kl'),
+        ),
         call=lambda loss, s, t, y, w: loss(s, t, where=w[:, None]),
     )
     | table(
@@ -62,6 +65,14 @@ LOSSES = (
         bounded_regression=lambda s, t, y, w: losses.bounded_regression(s, 2 * s, t),
         top_k_logits=lambda s, t, y, w: losses.top_k_logits(t, 3),
         top_k_soft_targets=lambda s, t, y, w: losses.top_k_soft_targets(s, t[:, :2], jnp.stack([y, 4 - y], 1) % 5, t[:, 2]),
+        top_k_reverse_kl=lambda s, t, y, w: losses.top_k_reverse_kl(s, t[:, :2], jnp.stack([y, 4 - y], 1) % 5, t[:, 2]),
+        top_k_jensen_shannon=lambda s, t, y, w: losses.top_k_jensen_shannon(s, t[:, :2], jnp.stack([y, 4 - y], 1) % 5, t[:, 2]),
+        top_k_from_log_probabilities=lambda s, t, y, w: losses.top_k_from_log_probabilities(jax.nn.log_softmax(t)[:, :2]),
+        alpha_beta_divergence=lambda s, t, y, w: losses.alpha_beta_divergence(s, t, alpha=0.4, beta=0.3, where=w[:, None]),
+        taid=lambda s, t, y, w: losses.taid(s, t, interpolation=0.5, where=w[:, None]),
+        universal_logit=lambda s, t, y, w: losses.universal_logit(s, t[:, :3]),
+        sampled_reverse_kl=lambda s, t, y, w: losses.sampled_reverse_kl(-s * s, -t * t, where=w[:, None]),
+        policy_gradient=lambda s, t, y, w: losses.policy_gradient(-s * s, -t * t, where=w[:, None]),
         standardize_logits=lambda s, t, y, w: losses.standardize_logits(s),
         diversity=lambda s, t, y, w: losses.diversity(s, where=w),
         domain_confusion=lambda s, t, y, w: losses.domain_confusion(s),

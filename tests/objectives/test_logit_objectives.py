@@ -117,6 +117,18 @@ TERMS = {
     'reverse_kl': (objectives.reverse_kl(temperature=2.0), functools.partial(losses.reverse_kl, temperature=2.0)),
     'jensen_shannon': (objectives.jensen_shannon(beta=0.3), functools.partial(losses.jensen_shannon, beta=0.3)),
     'skewed_kl': (objectives.skewed_kl(alpha=0.3), functools.partial(losses.skewed_kl, alpha=0.3)),
+    'skewed_reverse_kl': (objectives.skewed_reverse_kl(alpha=0.3), functools.partial(losses.skewed_reverse_kl, alpha=0.3)),
+    'total_variation': (objectives.total_variation(), losses.total_variation),
+    'alpha_beta_divergence': (
+        objectives.alpha_beta_divergence(alpha=0.3, beta=0.5),
+        functools.partial(losses.alpha_beta_divergence, alpha=0.3, beta=0.5),
+    ),
+    'adaptive_kl': (objectives.adaptive_kl(mu=0.8), functools.partial(losses.adaptive_kl, mu=0.8)),
+    'taid': (objectives.taid(interpolation=0.3), functools.partial(losses.taid, interpolation=0.3)),
+    'universal_logit': (
+        objectives.universal_logit(temperature=2.0),
+        functools.partial(losses.universal_logit, temperature=2.0),
+    ),
 }
 LABELLED = {
     'normalized_kd': (objectives.normalized_kd(gamma=2.0), functools.partial(losses.normalized_kd, gamma=2.0)),
@@ -170,3 +182,29 @@ def test_one_logit_may_be_regressed_to():
     one, other = Outputs(np.ones((BATCH, 1), np.float32)), Outputs(np.zeros((BATCH, 1), np.float32))
     state = {'logit_mse': {}}
     assert objectives.logit_mse().apply(state, state, one, other, {}, step=0)[0] == 1
+
+
+def test_the_share_of_the_teacher_rises_in_a_line_and_faster_while_the_loss_falls():
+    """The paper's rule, followed by hand; the loss of a step is that of the share before it."""
+    steps, begin, rate, momentum = 8, 0.2, 0.5, 0.6
+    objective = objectives.adaptive_taid(steps, begin=begin, end=0.9, rate=rate, momentum=momentum)
+    _, state = objective.init(jax.random.key(0), STUDENT, TEACHER, {})
+    share, moved, last = begin, 0.0, None
+    apply = jax.jit(lambda state, student, step: objective.apply({'taid': {}}, state, student, TEACHER, {}, step=step))
+    for step in range(steps):
+        # A student that comes nearer, and then goes away again.
+        near = 0.15 * step if step < 5 else 0.2
+        student = Outputs((1 - near) * STUDENT.logits + near * TEACHER.logits)
+        value, metrics, state = apply(state, student, jnp.int32(step))
+        expected = np.mean(losses.taid(student.logits, TEACHER.logits, interpolation=np.float32(share)))
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        np.testing.assert_allclose(metrics['taid/interpolation'].total, share, rtol=1e-5)
+        progress, gained = (step + 1) / steps, 0.0
+        if last is not None:
+            moved = momentum * moved + (1 - momentum) * (last - expected) / last
+            gained = rate / (1 + np.exp(-moved)) * (1 - progress)
+        share, last = min(max(begin + (0.9 - begin) * progress, share + gained), 0.9), expected
+        np.testing.assert_allclose(state['taid']['interpolation'], share, rtol=1e-4)
+    assert share == pytest.approx(0.9)
+    with pytest.raises(ValueError, match=r'^adaptive_taid: steps must be at least 1'):
+        objectives.adaptive_taid(0)
