@@ -143,9 +143,9 @@ def loss_gradient_attention(pair: Pair) -> Objective:
 
 
 def jacobian(pair: Pair) -> Objective:
-    """Sobolev (Czarnecki 2017): hard labels + 10 · derivatives by the inputs. The weight is ours."""
+    """Sobolev (Czarnecki 2017): hard labels + derivatives by the inputs. The weight is ours."""
     del pair
-    return objectives.combine(hard=objectives.hard_labels(), jacobian=10.0 * objectives.jacobian())
+    return objectives.combine(hard=objectives.hard_labels(), jacobian=objectives.jacobian())
 
 
 def _middle(pair: Pair, *, normalize: bool = False) -> Objective:
