@@ -26,7 +26,7 @@ A teacher that knows only some of the classes, or of whose logits only the large
   `subset_soft_targets`, `top_k_soft_targets`, `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
-  `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers each, `fsp`.
+  `pearson_features`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers each, `fsp`.
 A layer of each network, with any channels:
   `attention_transfer`, `nst`, `singular_vectors`.
 Embeddings of a batch, of any widths, with memory for batch x batch numbers:
@@ -63,6 +63,7 @@ from kdjax.losses._masked_generation import masked_generation
 from kdjax.losses._normalized_kd import normalized_kd
 from kdjax.losses._nst import nst
 from kdjax.losses._overhaul import activation_boundary, overhaul, overhaul_margin
+from kdjax.losses._pearson_features import pearson_features
 from kdjax.losses._pkt import pkt
 from kdjax.losses._rkd import rkd_angle, rkd_distance
 from kdjax.losses._similarity_preserving import similarity_preserving
@@ -116,6 +117,7 @@ __all__ = [
     'nst',
     'overhaul',
     'overhaul_margin',
+    'pearson_features',
     'pkt',
     'reconstruction',
     'regression',

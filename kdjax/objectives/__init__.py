@@ -42,6 +42,7 @@ from kdjax.objectives._members import mutual_learning, of_member
 from kdjax.objectives._mixing import mixed_labels
 from kdjax.objectives._objective import Objective, Term, combine, from_function, with_check, with_parameters
 from kdjax.objectives._overhaul import activation_boundary, overhaul
+from kdjax.objectives._pearson_features import pearson_features
 from kdjax.objectives._relations import (
     correlation_congruence,
     instance_graph,
@@ -103,6 +104,7 @@ __all__ = [
     'over_layers',
     'over_positions',
     'overhaul',
+    'pearson_features',
     'pkt',
     'reconstruction',
     'regression',

@@ -7,6 +7,7 @@ Weights are those of the CIFAR-100 protocol where it has any. Each recipe is a f
 need to know which layers there are, and warm-ups and stages how long an epoch is.
 """
 
+from kdjax.recipes._channels import pearson_features
 from kdjax.recipes._features import (
     activation_boundary,
     attention_distillation,
@@ -80,6 +81,7 @@ RECIPES: dict[str, Recipe] = {
         hierarchical_context,
         masked_generation,
         channel_wise,
+        pearson_features,
         singular_vectors,
         loss_gradient_attention,
         jacobian,
@@ -138,6 +140,7 @@ __all__ = [
     'over_epochs',
     'overhaul',
     'pair',
+    'pearson_features',
     'pkt',
     'reverse_kl',
     'rkd',

@@ -81,6 +81,7 @@ LOSSES = (
     )
     | table(
         *(BATCH, 4, 6, 4),
+        pearson_features=lambda s, t, y, w: losses.pearson_features(s, t, where=w[:, None, None, None]),
         hierarchical_context=lambda s, t, y, w: losses.hierarchical_context(s, t),
         fsp=lambda s, t, y, w: losses.fsp(s, s[..., :2], t, t[..., :2]),
         vid=lambda s, t, y, w: losses.vid(s, 2.0, t),
@@ -120,6 +121,7 @@ OF_THE_BATCH = {
     'diversity',
     'info_nce',
     'instance_graph',
+    'pearson_features',
     'pkt',
     'rkd_angle',
     'rkd_distance',

@@ -129,6 +129,7 @@ CASES = {
     'over_layers': Case(objectives.over_layers(objectives.pkt, {'s': 't', 'late': 'wide'})),
     'over_positions': Case(objectives.over_positions(objectives.soft_targets(), 'completion')),
     'overhaul': Case(objectives.overhaul('s', 't')),
+    'pearson_features': Case(objectives.pearson_features('s', 't')),
     'pkt': Case(objectives.pkt('s', 't')),
     'reconstruction': Case(objectives.reconstruction(None, None)),
     'regression': Case(objectives.regression(delta=0.5), labels='numbers'),
