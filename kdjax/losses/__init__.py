@@ -26,7 +26,8 @@ A teacher that knows only some of the classes, or of whose logits only the large
   `subset_soft_targets`, `top_k_soft_targets`, `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
-  `pearson_features`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers each, `fsp`.
+  `pearson_features`, `inter_channel`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers
+  each, `fsp`.
 A layer of each network, with any channels:
   `attention_transfer`, `nst`, `singular_vectors`.
 Embeddings of a batch, of any widths, with memory for batch x batch numbers:
@@ -56,6 +57,7 @@ from kdjax.losses._fsp import fsp
 from kdjax.losses._hint import hint
 from kdjax.losses._info_nce import info_nce
 from kdjax.losses._instance_graph import instance_graph
+from kdjax.losses._inter_channel import inter_channel
 from kdjax.losses._knowledge_review import hierarchical_context
 from kdjax.losses._linear_heads import linear_soft_targets
 from kdjax.losses._logits import dist, hard_targets, logit_mse, soft_targets, standardize_logits
@@ -107,6 +109,7 @@ __all__ = [
     'hint',
     'info_nce',
     'instance_graph',
+    'inter_channel',
     'jacobian',
     'jensen_shannon',
     'linear_soft_targets',

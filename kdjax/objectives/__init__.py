@@ -18,6 +18,7 @@ from kdjax.objectives._domain import domain_discrimination
 from kdjax.objectives._factor_transfer import factor_transfer
 from kdjax.objectives._features import attention_transfer, channel_wise, hint, nst, singular_vectors
 from kdjax.objectives._fsp import fsp
+from kdjax.objectives._inter_channel import inter_channel
 from kdjax.objectives._knowledge_review import hierarchical_context
 from kdjax.objectives._layers import over_layers, uniform_layers
 from kdjax.objectives._logits import (
@@ -90,6 +91,7 @@ __all__ = [
     'in_stages',
     'info_nce',
     'instance_graph',
+    'inter_channel',
     'jacobian',
     'jensen_shannon',
     'linear_soft_targets',

@@ -1,7 +1,10 @@
 """Losses on the channels of activations against float64 oracles from the papers' formulas, and what these losses promise."""
 
+import functools
+
 import numpy as np
 import pytest
+from helpers.feature_checks import activations, check_against_oracle, pool_to_smaller
 from helpers.gradient_checks import central_difference, value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,3 +102,72 @@ def test_pearson_features_are_of_statistics_over_the_batch():
     moved = student + np.array([0, 0, 5], np.float32)[:, None, None]
     values, others = (losses.pearson_features(x, teacher) for x in (student, moved))
     assert np.all(np.abs(values - others) > 1e-3)
+
+
+def inter_channel_oracle(s, t, where, *, variant):
+    """The mean, or the sum over the channels, of the squared differences of inner products, pair by pair of one example."""
+    matrices = []
+    for x in pool_to_smaller(s, t):
+        channels = x[where].T
+        products = np.array([[np.dot(a, b) for b in channels] for a in channels])
+        if variant == 'normalized':
+            norms = np.linalg.norm(products, axis=1, keepdims=True)
+            products = products / np.where(norms > 0, norms, 1)
+        matrices.append(products)
+    squares = (matrices[0] - matrices[1]) ** 2
+    return np.mean(squares) if variant == 'paper' else np.sum(squares) / len(squares)
+
+
+VARIANTS = pytest.mark.parametrize('variant', ['paper', 'normalized'])
+
+
+@VARIANTS
+@pytest.mark.parametrize('student_size, teacher_size', [((2, 2), (2, 2)), ((3, 2), (3, 2)), ((2, 4), (5, 2))])
+@EXAMPLES
+@given(data=st.data())
+def test_inter_channel_values_and_gradients_equal_the_oracle_under_any_mask(variant, student_size, teacher_size, data):
+    student, teacher = (data.draw(activations(BATCH, *size, 3)) for size in (student_size, teacher_size))
+    where = data.draw(arrays(np.bool_, (BATCH, *map(min, student_size, teacher_size))))
+    computed = value_and_gradients('inter_channel', student, teacher, where=where[..., None], variant=variant)
+    check_against_oracle(functools.partial(inter_channel_oracle, variant=variant), (student, teacher, where), computed)
+    unmasked = value_and_gradients('inter_channel', student, teacher, variant=variant)
+    everything = value_and_gradients('inter_channel', student, teacher, where=np.ones_like(where)[..., None], variant=variant)
+    for x, y in zip(unmasked, everything, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+@VARIANTS
+@EXAMPLES
+@given(activations(BATCH, 2, 2, 3), activations(BATCH, 2, 2, 3), st.permutations(range(4)), st.permutations(range(3)))
+def test_inter_channel_sees_pairs_of_channels_and_not_where_they_are(variant, student, teacher, positions, channels):
+    """A common order of channels, another order of positions in each network, and the sign of an example change nothing."""
+    values, *_ = value_and_gradients('inter_channel', student, teacher, variant=variant)
+    moved = student.reshape(BATCH, 4, 3)[:, np.array(positions)].reshape(student.shape)
+    changed = -moved[..., np.array(channels)], teacher[..., np.array(channels)]
+    np.testing.assert_allclose(value_and_gradients('inter_channel', *changed, variant=variant)[0], values, rtol=1e-5, atol=1e-6)
+    for result in value_and_gradients('inter_channel', student, -student, variant=variant):
+        np.testing.assert_array_equal(result, np.zeros(result.shape))
+    scaled, *_ = value_and_gradients('inter_channel', 2 * student, 2 * teacher, variant=variant)
+    np.testing.assert_allclose(scaled, values * (16 if variant == 'paper' else 1), rtol=1e-5)
+
+
+def test_inter_channel_of_dead_channels_and_any_magnitude_is_finite():
+    student, teacher = np.random.default_rng(3).normal(size=(2, 2, 3, 3, 4)).astype(np.float32)
+    expected, *_ = value_and_gradients('inter_channel', student, teacher, variant='normalized')
+    for scale in (1e-25, 1e25):
+        values, *gradients = value_and_gradients('inter_channel', np.float32(scale) * student, teacher, variant='normalized')
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+        assert all(np.all(np.isfinite(x)) for x in gradients)
+    student[..., 1] = 0
+    student[1] = teacher[1] = 0
+    for result in value_and_gradients('inter_channel', student, teacher, variant='normalized'):
+        assert np.all(np.isfinite(result))
+        np.testing.assert_array_equal(result[1], np.zeros(result[1].shape))
+
+
+def test_inter_channel_refuses_other_channels_and_variants():
+    maps = np.ones((2, 3, 3, 4), np.float32)
+    with pytest.raises(ValueError, match=r'^inter_channel: [^\n]*same channels[^\n]*objectives.inter_channel[^\n]*$'):
+        losses.inter_channel(maps, maps[..., :2])
+    with pytest.raises(ValueError, match=r"^inter_channel: variant must be 'paper' or 'normalized', got 'code'$"):
+        losses.inter_channel(maps, maps, variant='code')

@@ -109,6 +109,7 @@ CASES = {
     'singular_vectors': Case((3, 2, 4, 3), (3, 5, 4, 2), (3,), (3, 2, 4, 1), 2),
     'vid': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, call=vid),
     'factor_transfer': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
+    'inter_channel': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
     'pearson_features': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'activation_boundary': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'overhaul': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, call=overhaul),
@@ -464,6 +465,9 @@ MISMATCHES = [
         for name in ('fsp', 'nst', 'singular_vectors', 'factor_transfer')
         for student, teacher in (((3, 2, 4, 3), (2, 2, 4, 3)), ((3, 2, 4, 3), (3, 4, 3)), ((3, 4, 3), (3, 4, 5)))
     ],
+    ('inter_channel', (3, 2, 4, 3), (3, 2, 4, 5)),
+    ('inter_channel', (3, 2, 4, 3), (2, 2, 4, 3)),
+    ('inter_channel', (3, 4, 3), (3, 4, 3)),
     ('fsp', (3, 2, 4, 3), (3, 2, 4, 5)),
     ('factor_transfer', (3, 2, 4, 3), (3, 2, 4, 5)),
     ('similarity_preserving', (4, 3), (5, 3)),

@@ -114,6 +114,7 @@ CASES = {
     'in_stages': Case(objectives.in_stages([objectives.logit_mse(), objectives.hard_labels()], [5])),
     'info_nce': Case(objectives.info_nce('s', 't', width=4)),
     'instance_graph': Case(objectives.instance_graph(['s', 'late'], ['t', 'wide'])),
+    'inter_channel': Case(objectives.inter_channel('s', 't', variant='normalized'), IMAGES),
     'jacobian': Case(objectives.jacobian()),
     'jensen_shannon': Case(objectives.jensen_shannon()),
     'linear_soft_targets': Case(objectives.linear_soft_targets('s', 'kernel', 't', 'kernel')),
