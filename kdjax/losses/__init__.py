@@ -29,7 +29,8 @@ sampled tokens, or too many classes for logits:
   `sampled_reverse_kl`, `policy_gradient`; `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
-  `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers each, `fsp`.
+  `pearson_features`, `inter_channel`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers
+  each, `fsp`.
 A layer of each network, with any channels:
   `attention_transfer`, `nst`, `singular_vectors`.
 Embeddings of a batch, of any widths, with memory for batch x batch numbers:
@@ -61,6 +62,7 @@ from kdjax.losses._fsp import fsp
 from kdjax.losses._hint import hint
 from kdjax.losses._info_nce import info_nce
 from kdjax.losses._instance_graph import instance_graph
+from kdjax.losses._inter_channel import inter_channel
 from kdjax.losses._knowledge_review import hierarchical_context
 from kdjax.losses._linear_heads import linear_soft_targets
 from kdjax.losses._logits import dist, hard_targets, logit_mse, soft_targets, standardize_logits
@@ -68,6 +70,7 @@ from kdjax.losses._masked_generation import masked_generation
 from kdjax.losses._normalized_kd import normalized_kd
 from kdjax.losses._nst import nst
 from kdjax.losses._overhaul import activation_boundary, overhaul, overhaul_margin
+from kdjax.losses._pearson_features import pearson_features
 from kdjax.losses._pkt import pkt
 from kdjax.losses._rkd import rkd_angle, rkd_distance
 from kdjax.losses._sampled import policy_gradient, sampled_reverse_kl
@@ -122,6 +125,7 @@ __all__ = [
     'hint',
     'info_nce',
     'instance_graph',
+    'inter_channel',
     'jacobian',
     'jensen_shannon',
     'linear_soft_targets',
@@ -132,6 +136,7 @@ __all__ = [
     'nst',
     'overhaul',
     'overhaul_margin',
+    'pearson_features',
     'pkt',
     'policy_gradient',
     'reconstruction',

@@ -18,6 +18,7 @@ from kdjax.objectives._domain import domain_discrimination
 from kdjax.objectives._factor_transfer import factor_transfer
 from kdjax.objectives._features import attention_transfer, channel_wise, hint, nst, singular_vectors
 from kdjax.objectives._fsp import fsp
+from kdjax.objectives._inter_channel import inter_channel
 from kdjax.objectives._knowledge_review import hierarchical_context
 from kdjax.objectives._layers import over_layers, uniform_layers
 from kdjax.objectives._logits import (
@@ -50,6 +51,7 @@ from kdjax.objectives._members import mutual_learning, of_member
 from kdjax.objectives._mixing import mixed_labels
 from kdjax.objectives._objective import Objective, Term, combine, from_function, with_check, with_parameters
 from kdjax.objectives._overhaul import activation_boundary, overhaul
+from kdjax.objectives._pearson_features import pearson_features
 from kdjax.objectives._relations import (
     correlation_congruence,
     instance_graph,
@@ -101,6 +103,7 @@ __all__ = [
     'in_stages',
     'info_nce',
     'instance_graph',
+    'inter_channel',
     'jacobian',
     'jensen_shannon',
     'linear_soft_targets',
@@ -115,6 +118,7 @@ __all__ = [
     'over_layers',
     'over_positions',
     'overhaul',
+    'pearson_features',
     'pkt',
     'reconstruction',
     'regression',

@@ -7,6 +7,7 @@ Weights are those of the CIFAR-100 protocol where it has any. Each recipe is a f
 need to know which layers there are, and warm-ups and stages how long an epoch is.
 """
 
+from kdjax.recipes._channels import inter_channel, pearson_features
 from kdjax.recipes._features import (
     activation_boundary,
     attention_distillation,
@@ -80,6 +81,8 @@ RECIPES: dict[str, Recipe] = {
         hierarchical_context,
         masked_generation,
         channel_wise,
+        pearson_features,
+        inter_channel,
         singular_vectors,
         loss_gradient_attention,
         jacobian,
@@ -128,6 +131,7 @@ __all__ = [
     'hint_in_two_stages',
     'info_nce',
     'instance_graph',
+    'inter_channel',
     'jacobian',
     'jensen_shannon',
     'logit_mse',
@@ -138,6 +142,7 @@ __all__ = [
     'over_epochs',
     'overhaul',
     'pair',
+    'pearson_features',
     'pkt',
     'reverse_kl',
     'rkd',

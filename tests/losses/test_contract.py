@@ -124,6 +124,8 @@ CASES = {
     'singular_vectors': Case((3, 2, 4, 3), (3, 5, 4, 2), (3,), (3, 2, 4, 1), 2),
     'vid': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, call=vid),
     'factor_transfer': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
+    'inter_channel': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
+    'pearson_features': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'activation_boundary': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'overhaul': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, call=overhaul),
     'similarity_preserving': Case((4, 3), (4, 3), (), (4,), 0),
@@ -143,6 +145,8 @@ CASES = {
 }
 # Losses to which the teacher's sign, or a comparison with it, is all that counts, so that its gradient is zero.
 ON_SIGNS = {'activation_boundary', 'bounded_regression', 'hard_targets'}
+# Losses with a value for every example that depends on all of them, by way of a normalizer or of means and deviations.
+OF_BATCH_STATISTICS = {'crd', 'pearson_features'}
 # Public functions of kdjax.losses that are not losses of a student and a teacher; they have tests of their own.
 OTHERS: set[str] = {
     'activation_size',
@@ -359,7 +363,7 @@ def test_nan_and_infinity_that_are_kept_come_out_as_nan(name):
             arrays = inputs(name)
             arrays[side][(1,) + (0,) * (arrays[side].ndim - 1)] = fill
             values = np.array(jitted_values(name, *arrays, LABELS, where))
-            if values.ndim == 0 or name == 'crd':  # whose normalizer is that of the batch
+            if values.ndim == 0 or name in OF_BATCH_STATISTICS:
                 assert np.all(np.isnan(values)), (side, fill, where)
             else:
                 np.testing.assert_array_equal(values, np.where(np.arange(len(values)) == 1, np.nan, expected))
@@ -476,11 +480,15 @@ MISMATCHES = [
         for name in ('masked_generation', 'hierarchical_context', 'channel_wise', 'vid', 'activation_boundary', 'overhaul')
         for shape in ((3, 2, 4, 5), (3, 4, 2, 3))
     ],
+    *[('pearson_features', (3, 2, 4, 3), shape) for shape in ((3, 2, 4, 5), (3, 4, 2, 3))],
     *[
         (name, student, teacher)
         for name in ('fsp', 'nst', 'singular_vectors', 'factor_transfer')
         for student, teacher in (((3, 2, 4, 3), (2, 2, 4, 3)), ((3, 2, 4, 3), (3, 4, 3)), ((3, 4, 3), (3, 4, 5)))
     ],
+    ('inter_channel', (3, 2, 4, 3), (3, 2, 4, 5)),
+    ('inter_channel', (3, 2, 4, 3), (2, 2, 4, 3)),
+    ('inter_channel', (3, 4, 3), (3, 4, 3)),
     ('fsp', (3, 2, 4, 3), (3, 2, 4, 5)),
     ('factor_transfer', (3, 2, 4, 3), (3, 2, 4, 5)),
     ('similarity_preserving', (4, 3), (5, 3)),

@@ -92,6 +92,8 @@ LOSSES = (
     )
     | table(
         *(BATCH, 4, 6, 4),
+        inter_channel=lambda s, t, y, w: losses.inter_channel(s, t, where=w[:, None, None, None]),
+        pearson_features=lambda s, t, y, w: losses.pearson_features(s, t, where=w[:, None, None, None]),
         hierarchical_context=lambda s, t, y, w: losses.hierarchical_context(s, t),
         fsp=lambda s, t, y, w: losses.fsp(s, s[..., :2], t, t[..., :2]),
         vid=lambda s, t, y, w: losses.vid(s, 2.0, t),
@@ -131,6 +133,7 @@ OF_THE_BATCH = {
     'diversity',
     'info_nce',
     'instance_graph',
+    'pearson_features',
     'pkt',
     'rkd_angle',
     'rkd_distance',

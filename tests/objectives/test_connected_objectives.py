@@ -41,6 +41,8 @@ STUDENT_SHAPES = {
     'overhaul': IMAGE,
     'hierarchical_context/first': IMAGE,
     'hierarchical_context/last': SMALL,
+    'pearson_features': (BATCH, 8, 8, 3),
+    'inter_channel': (BATCH, 8, 8, 3),
     'info_nce': IMAGE,
     'crd': VECTOR,
     'pkt': VECTOR,
@@ -65,6 +67,8 @@ TERMS = {
     'hierarchical_context': objectives.hierarchical_context(
         ['hierarchical_context/first', 'hierarchical_context/last'], ['image', 'small']
     ),
+    'inter_channel': objectives.inter_channel('inter_channel', 'image'),
+    'pearson_features': objectives.pearson_features('pearson_features', 'image'),
     'info_nce': objectives.info_nce('info_nce', 'vector', temperature=0.2, width=4),
     'crd': objectives.crd('crd', 'vector', CLASSES, negatives=NEGATIVES, width=4, temperature=0.3, momentum=0.8),
     'pkt': objectives.pkt('pkt', 'vector'),
@@ -169,6 +173,16 @@ def by_hand(params, state, student, teacher, rows, keep):
         'factor_transfer': factor_transfer(params['factor_transfer']),
         'overhaul': overhaul(),
         'hierarchical_context': hierarchical_context(params['hierarchical_context']),
+        'inter_channel': losses.inter_channel(
+            batch_norm(
+                params['inter_channel']['BatchNorm_0'],
+                convolution(params['inter_channel']['Conv_0'], halved(s['inter_channel'])),
+            ),
+            t['image'],
+        ).mean(),
+        'pearson_features': losses.pearson_features(
+            halved(s['pearson_features']) @ params['pearson_features']['kernel'], t['image']
+        ).mean(),
         'info_nce': losses.info_nce(
             embedded('info_nce', 'student', s['info_nce']), embedded('info_nce', 'teacher', t['vector']), temperature=0.2
         ),
