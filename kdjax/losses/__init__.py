@@ -23,8 +23,7 @@ Logits and labels:
 Several labels at a time, or numbers instead of classes:
   `binary_labels`, and its teacher's form `binary_soft_targets`; `regression`, with `delta` for outliers, and
   `bounded_regression`, where the teacher says when a student is good enough.
-A teacher that knows only some of the classes, or other ones, or of whose logits only the largest were kept, or those of
-sampled tokens, or too many classes for logits:
+A teacher of some of the classes or of others, of the k largest logits or of sampled tokens, or too many classes for logits:
   `subset_soft_targets`; `universal_logit`; `top_k_soft_targets`, `top_k_reverse_kl`, `top_k_jensen_shannon`;
   `sampled_reverse_kl`, `policy_gradient`; `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):

@@ -55,8 +55,10 @@ def taid(
     share = jnp.asarray(interpolation, jnp.float32)
     # A class that one of them rules out is ruled out between them, but not where that one has no share.
     parts = [(1 - share, jax.lax.stop_gradient(student)), (share, teacher)]
-    mixed = sum(weight * jnp.where(jnp.isneginf(z), 0.0, z) for weight, z in parts)
+    mixed = jnp.zeros(student.shape)
     for weight, z in parts:
-        mixed = jnp.where(jnp.isneginf(z) & (weight > 0), -jnp.inf, mixed)
+        mixed = jnp.where(
+            jnp.isneginf(z), jnp.where(weight > 0, -jnp.inf, mixed), mixed + weight * jnp.where(jnp.isneginf(z), 0.0, z)
+        )
     log_m, log_s = (numerics.log_softmax(z, temperature, where, zero) for z in (mixed, student))
     return numerics.divergence(log_m, log_s, where)

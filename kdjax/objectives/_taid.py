@@ -58,8 +58,8 @@ def adaptive_taid(
         share = state['interpolation']
         logits = both_logits('taid', student, teacher, batch)
         found = batch_mean(losses.taid(*logits, interpolation=share, temperature=temperature), batch)
-        counts, total = found.count > 0, jax.lax.stop_gradient(found.total)
-        value = jnp.where(counts, total / jnp.where(counts, found.count, 1.0), state['loss'])
+        total, count = jax.lax.stop_gradient((jnp.asarray(found.total), jnp.asarray(found.count)))
+        value = jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), state['loss'])
         known = jnp.isfinite(state['loss']) & (state['loss'] > 0)
         fall = jnp.where(known, (jnp.where(known, state['loss'], 1.0) - value) / jnp.where(known, state['loss'], 1.0), 0.0)
         moved = jnp.where(known, momentum * state['momentum'] + (1 - momentum) * fall, state['momentum'])

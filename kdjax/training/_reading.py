@@ -47,7 +47,7 @@ def read(begun: int, metrics: list[dict[str, Average]], allowed: int, directory:
 
 def _finite(series: np.ndarray) -> np.ndarray:
     """Whether each step's number is finite; of several students, those of all."""
-    return np.isfinite(series).all(axis=tuple(range(1, np.ndim(series))))
+    return np.asarray(np.isfinite(series).all(axis=tuple(range(1, np.ndim(series)))))
 
 
 def check_parameters(state: TrainState, step: int, directory: Any) -> None:

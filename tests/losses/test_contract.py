@@ -557,7 +557,12 @@ def test_hyperparameters_are_scalars():
         function = getattr(losses, name)
         required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
         arguments = {
-            parameter: 2 if parameter in ('examples', 'steps', 'k') else np.ones((3, 3), np.float32) for parameter in required
+            parameter: 2
+            if parameter in ('examples', 'steps', 'k')
+            else 0.5
+            if parameter in ('alpha', 'beta', 'interpolation')
+            else np.ones((3, 3), np.float32)
+            for parameter in required
         }
         message = rf'^{name}: {hyperparameter} must be a number, the same for all examples, got an array \({shape[0]}'
         with pytest.raises(ValueError, match=message):
