@@ -34,6 +34,8 @@ Embeddings of a batch, of any widths, with memory for batch x batch numbers:
   `similarity_preserving`, `pkt`, `rkd_distance`, `rkd_angle`, `correlation_congruence`, `instance_graph` (batch).
 Embeddings of one width and other examples to tell from, those of the batch or a memory of the data set:
   `info_nce` (batch), `crd`.
+Embeddings of one width, standardized:
+  `srd`.
 Tokens and heads of transformers, with a padding mask:
   `hidden_cosine`, `attention_maps`, `value_relations`.
 Derivatives, at the price of more backward passes:
@@ -70,6 +72,7 @@ from kdjax.losses._pkt import pkt
 from kdjax.losses._rkd import rkd_angle, rkd_distance
 from kdjax.losses._similarity_preserving import similarity_preserving
 from kdjax.losses._singular_vectors import singular_vectors
+from kdjax.losses._srd import srd
 from kdjax.losses._subset_soft_targets import subset_soft_targets
 from kdjax.losses._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.losses._top_k import top_k_logits, top_k_soft_targets
@@ -132,6 +135,7 @@ __all__ = [
     'singular_vectors',
     'skewed_kl',
     'soft_targets',
+    'srd',
     'standardize_logits',
     'subset_soft_targets',
     'top_k_logits',

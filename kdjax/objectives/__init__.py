@@ -52,6 +52,7 @@ from kdjax.objectives._relations import (
     rkd_distance,
     similarity_preserving,
 )
+from kdjax.objectives._srd import srd
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
 from kdjax.objectives._unsupervised import activation_size, attention_distillation, diversity, reconstruction
@@ -117,6 +118,7 @@ __all__ = [
     'singular_vectors',
     'skewed_kl',
     'soft_targets',
+    'srd',
     'standardize_logits',
     'subset_soft_targets',
     'top_k_soft_targets',

@@ -42,6 +42,7 @@ from kdjax.recipes._logits import (
     weighted_soft_labels,
 )
 from kdjax.recipes._pair import Pair, Recipe, over_epochs, pair
+from kdjax.recipes._projectors import srd
 from kdjax.recipes._relations import (
     correlation_congruence,
     correlation_congruence_of_kernels,
@@ -96,6 +97,7 @@ RECIPES: dict[str, Recipe] = {
         instance_graph,
         crd,
         info_nce,
+        srd,
     )
 }
 """For any pair of image classifiers."""
@@ -150,6 +152,7 @@ __all__ = [
     'singular_vectors',
     'skewed_kl',
     'soft_targets',
+    'srd',
     'standardized_logits',
     'value_relations',
     'vid',

@@ -109,6 +109,7 @@ CASES = {
     'singular_vectors': Case((3, 2, 4, 3), (3, 5, 4, 2), (3,), (3, 2, 4, 1), 2),
     'vid': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, call=vid),
     'factor_transfer': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
+    'srd': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'inter_channel': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
     'pearson_features': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'activation_boundary': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
@@ -459,7 +460,7 @@ MISMATCHES = [
         for name in ('masked_generation', 'hierarchical_context', 'channel_wise', 'vid', 'activation_boundary', 'overhaul')
         for shape in ((3, 2, 4, 5), (3, 4, 2, 3))
     ],
-    *[('pearson_features', (3, 2, 4, 3), shape) for shape in ((3, 2, 4, 5), (3, 4, 2, 3))],
+    *[(name, (3, 2, 4, 3), shape) for name in ('pearson_features', 'srd') for shape in ((3, 2, 4, 5), (3, 4, 2, 3))],
     *[
         (name, student, teacher)
         for name in ('fsp', 'nst', 'singular_vectors', 'factor_transfer')

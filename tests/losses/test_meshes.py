@@ -109,6 +109,7 @@ LOSSES = (
         crd_negatives=lambda s, t, y, w: losses.crd_negatives(jax.random.key(0), y, CLASSES, 3),
         linear_soft_targets=lambda s, t, y, w: losses.linear_soft_targets(s, KERNEL, t, KERNEL, chunk=8, where=w),
     )
+    | table(*(BATCH, 8), srd=lambda s, t, y, w: losses.srd(s, t, where=w[:, None]))
     | table(*(BATCH, 3, 8), hidden_cosine=lambda s, t, y, w: losses.hidden_cosine(s, t, where=w[:, None]))
 )
 # Losses that relate the examples, and results that are not one for each example of the batch.

@@ -141,6 +141,7 @@ CASES = {
     'singular_vectors': Case(objectives.singular_vectors('s', 't'), IMAGES),
     'skewed_kl': Case(objectives.skewed_kl()),
     'soft_targets': Case(objectives.soft_targets()),
+    'srd': Case(objectives.srd('s', 't')),
     'standardize_logits': Case(objectives.standardize_logits(objectives.soft_targets())),
     'subset_soft_targets': Case(objectives.subset_soft_targets([4, 3, 2, 1, 0])),
     'top_k_soft_targets': Case(objectives.top_k_soft_targets()),

@@ -43,6 +43,7 @@ STUDENT_SHAPES = {
     'hierarchical_context/last': SMALL,
     'pearson_features': (BATCH, 8, 8, 3),
     'inter_channel': (BATCH, 8, 8, 3),
+    'srd': IMAGE,
     'info_nce': IMAGE,
     'crd': VECTOR,
     'pkt': VECTOR,
@@ -67,6 +68,7 @@ TERMS = {
     'hierarchical_context': objectives.hierarchical_context(
         ['hierarchical_context/first', 'hierarchical_context/last'], ['image', 'small']
     ),
+    'srd': objectives.srd('srd', 'vector', exponent=2.0),
     'inter_channel': objectives.inter_channel('inter_channel', 'image'),
     'pearson_features': objectives.pearson_features('pearson_features', 'image'),
     'info_nce': objectives.info_nce('info_nce', 'vector', temperature=0.2, width=4),
@@ -157,6 +159,13 @@ def by_hand(params, state, student, teacher, rows, keep):
             total -= jnp.log(h[:, 0]) + jnp.log(1 - h[:, 1:]).sum(1)
         return total.mean()
 
+    def srd():
+        def standardized(x):
+            return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-4)
+
+        projected = s['srd'].mean((1, 2)) @ params['srd']['Dense_0']['kernel']
+        return losses.srd(standardized(projected), standardized(t['vector']), exponent=2.0).mean()
+
     begin = convolution(params['fsp']['begin']['Conv_0'], s['fsp/begin'])
     aligned = convolution(params['masked_generation']['align']['Conv_0'], s['masked_generation'])
     generated = convolutions(params['masked_generation']['generator'], aligned * keep, 0.0)
@@ -173,6 +182,7 @@ def by_hand(params, state, student, teacher, rows, keep):
         'factor_transfer': factor_transfer(params['factor_transfer']),
         'overhaul': overhaul(),
         'hierarchical_context': hierarchical_context(params['hierarchical_context']),
+        'srd': srd(),
         'inter_channel': losses.inter_channel(
             batch_norm(
                 params['inter_channel']['BatchNorm_0'],

@@ -1,0 +1,13 @@
+"""Recipes for what a student's layers become behind projectors that know the teacher."""
+
+from kdjax import objectives
+from kdjax.objectives import Objective
+from kdjax.recipes._pair import Pair, on_embeddings
+
+
+@on_embeddings
+def srd(pair: Pair) -> Objective:
+    """SRD (Miles 2024): hard labels + soft targets at T = 1 + 2 · logarithm of differences of the embeddings."""
+    embeddings = objectives.srd(pair.student_pooled or '', pair.teacher_pooled or '')
+    soft = objectives.soft_targets(temperature=1.0)
+    return objectives.combine(hard=objectives.hard_labels(), soft=soft, embeddings=2.0 * embeddings)
