@@ -52,6 +52,8 @@ from kdjax.objectives._relations import (
     rkd_distance,
     similarity_preserving,
 )
+from kdjax.objectives._semckd import semckd
+from kdjax.objectives._simkd import simkd, simkd_logits
 from kdjax.objectives._srd import srd
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
@@ -114,7 +116,10 @@ __all__ = [
     'reverse_kl',
     'rkd_angle',
     'rkd_distance',
+    'semckd',
     'similarity_preserving',
+    'simkd',
+    'simkd_logits',
     'singular_vectors',
     'skewed_kl',
     'soft_targets',

@@ -42,7 +42,7 @@ from kdjax.recipes._logits import (
     weighted_soft_labels,
 )
 from kdjax.recipes._pair import Pair, Recipe, over_epochs, pair
-from kdjax.recipes._projectors import srd
+from kdjax.recipes._projectors import semckd, srd
 from kdjax.recipes._relations import (
     correlation_congruence,
     correlation_congruence_of_kernels,
@@ -98,6 +98,7 @@ RECIPES: dict[str, Recipe] = {
         crd,
         info_nce,
         srd,
+        semckd,
     )
 }
 """For any pair of image classifiers."""
@@ -148,6 +149,7 @@ __all__ = [
     'pkt',
     'reverse_kl',
     'rkd',
+    'semckd',
     'similarity_preserving',
     'singular_vectors',
     'skewed_kl',

@@ -2,7 +2,7 @@
 
 from kdjax import objectives
 from kdjax.objectives import Objective
-from kdjax.recipes._pair import Pair, on_embeddings
+from kdjax.recipes._pair import Pair, on_embeddings, on_layers
 
 
 @on_embeddings
@@ -11,3 +11,12 @@ def srd(pair: Pair) -> Objective:
     embeddings = objectives.srd(pair.student_pooled or '', pair.teacher_pooled or '')
     soft = objectives.soft_targets(temperature=1.0)
     return objectives.combine(hard=objectives.hard_labels(), soft=soft, embeddings=2.0 * embeddings)
+
+
+@on_layers
+def semckd(pair: Pair) -> Objective:
+    """SemCKD (Chen 2021): hard labels + soft targets at T = 4 + 400 · attended distances of all pairs of stages."""
+    layers = objectives.semckd(pair.student, pair.teacher)
+    return objectives.combine(
+        hard=objectives.hard_labels(), soft=objectives.soft_targets(temperature=4.0), layers=400.0 * layers
+    )

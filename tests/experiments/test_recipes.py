@@ -112,6 +112,8 @@ TOGETHER = sorted(set(RECIPES) - {'hint_in_two_stages', 'activation_boundary', '
 # Whose weight is no published one, so that we can have it as it should be.
 OURS = {'attention_distillation', 'correlation_congruence_of_kernels', 'diversity', 'info_nce', 'jacobian'}
 OURS |= {'loss_gradient_attention', 'masked_generation', 'singular_vectors'}
+# Whose projectors begin further from the teacher than any other's: the published 400 is of that distance's mean square.
+FURTHEST = {'semckd'}
 
 
 class Fresh(NamedTuple):
@@ -179,5 +181,5 @@ def test_the_weight_of_a_recipe_is_one_that_counts(name):
     method = objectives.Objective(tuple(term for term in RECIPES[name](made.pair).terms if term.name != 'hard'))
     assert method.terms
     ratio = gradient_norm(made, method) / gradient_norm(made, objectives.hard_labels())
-    smallest, largest = (0.1, 10) if name in OURS else (0.05, 100)
+    smallest, largest = (0.1, 10) if name in OURS else (0.05, 1000 if name in FURTHEST else 100)
     assert smallest <= ratio <= largest, ratio

@@ -137,6 +137,8 @@ CASES = {
     'reverse_kl': Case(objectives.reverse_kl()),
     'rkd_angle': Case(objectives.rkd_angle('s', 't')),
     'rkd_distance': Case(objectives.rkd_distance('s', 't')),
+    'semckd': Case(objectives.semckd(['s', 'late'], ['t', 'wide']), POSITIONS),
+    'simkd': Case(objectives.simkd('s', 't'), POSITIONS),
     'similarity_preserving': Case(objectives.similarity_preserving('s', 't')),
     'singular_vectors': Case(objectives.singular_vectors('s', 't'), IMAGES),
     'skewed_kl': Case(objectives.skewed_kl()),
@@ -151,7 +153,7 @@ CASES = {
     'with_check': Case(objectives.with_check(objectives.logit_mse(), lambda student, teacher, batch: None)),
     'with_parameters': Case(objectives.with_parameters('own', lambda *_: jnp.ones(()), squares)),
 }
-NO_OBJECTIVES = {'Batch', 'Objective', 'Term', 'batch_mean', 'uniform_layers'}
+NO_OBJECTIVES = {'Batch', 'Objective', 'Term', 'batch_mean', 'simkd_logits', 'uniform_layers'}
 
 
 def test_every_objective_is_in_the_table():
