@@ -93,6 +93,8 @@ CASES = {
     'binary_labels': Case(objectives.binary_labels(class_weights=[1.0, 2.0, 0.0, 0.5, 1.0]), labels='several_labels'),
     'binary_soft_targets': Case(objectives.binary_soft_targets()),
     'bounded_regression': Case(objectives.bounded_regression(margin=9.0), labels='numbers'),
+    # Windows of more positions would be those of the padded image.
+    'cat_kd': Case(objectives.cat_kd('s', 't', 'kernel', 'kernel', resolution=1), IMAGES),
     'channel_wise': Case(objectives.channel_wise('s', 't'), IMAGES),
     'combine': Case(objectives.combine(a=0.5 * objectives.hint('s', 't'), b=objectives.soft_targets())),
     'constraint': Case(objectives.constraint(objectives.hard_labels(), 0.3, multiplier=2.0)),
