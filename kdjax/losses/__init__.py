@@ -26,8 +26,8 @@ A teacher that knows only some of the classes, or of whose logits only the large
   `subset_soft_targets`, `top_k_soft_targets`, `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
-  `pearson_features`, `inter_channel`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers
-  each, `fsp`.
+  `pearson_features`, `inter_channel`, `fbkd`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two
+  layers each, `fsp`.
 A layer of each network, with any channels:
   `attention_transfer`, `nst`, `singular_vectors`.
 Embeddings of a batch, of any widths, with memory for batch x batch numbers:
@@ -55,6 +55,7 @@ from kdjax.losses._derivatives import jacobian, loss_gradient_attention
 from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl
 from kdjax.losses._domain import domain_confusion, domain_discrimination, gradient_reversal, reversal_schedule
 from kdjax.losses._factor_transfer import factor_transfer
+from kdjax.losses._fbkd import fbkd
 from kdjax.losses._fsp import fsp
 from kdjax.losses._hint import hint
 from kdjax.losses._info_nce import info_nce
@@ -104,6 +105,7 @@ __all__ = [
     'domain_confusion',
     'domain_discrimination',
     'factor_transfer',
+    'fbkd',
     'fsp',
     'gradient_reversal',
     'hard_targets',

@@ -17,6 +17,7 @@ from kdjax.objectives._contrastive import crd, info_nce
 from kdjax.objectives._derivatives import jacobian, loss_gradient_attention
 from kdjax.objectives._domain import domain_discrimination
 from kdjax.objectives._factor_transfer import factor_transfer
+from kdjax.objectives._fbkd import fbkd
 from kdjax.objectives._features import attention_transfer, channel_wise, hint, nst, singular_vectors
 from kdjax.objectives._fsp import fsp
 from kdjax.objectives._inter_channel import inter_channel
@@ -85,6 +86,7 @@ __all__ = [
     'diversity',
     'domain_discrimination',
     'factor_transfer',
+    'fbkd',
     'from_function',
     'from_recorded_logits',
     'fsp',

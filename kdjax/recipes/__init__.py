@@ -42,7 +42,7 @@ from kdjax.recipes._logits import (
     weighted_soft_labels,
 )
 from kdjax.recipes._pair import Pair, Recipe, over_epochs, pair
-from kdjax.recipes._projectors import semckd, srd
+from kdjax.recipes._projectors import fbkd, semckd, srd
 from kdjax.recipes._relations import (
     correlation_congruence,
     correlation_congruence_of_kernels,
@@ -99,6 +99,7 @@ RECIPES: dict[str, Recipe] = {
         info_nce,
         srd,
         semckd,
+        fbkd,
     )
 }
 """For any pair of image classifiers."""
@@ -126,6 +127,7 @@ __all__ = [
     'diversity',
     'factor_transfer',
     'factor_transfer_in_one_stage',
+    'fbkd',
     'fsp',
     'hard_targets',
     'hidden_cosine',

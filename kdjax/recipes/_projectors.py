@@ -1,5 +1,8 @@
 """Recipes for what a student's layers become behind projectors that know the teacher."""
 
+import functools
+import operator
+
 from kdjax import objectives
 from kdjax.objectives import Objective
 from kdjax.recipes._pair import Pair, on_embeddings, on_layers
@@ -20,3 +23,11 @@ def semckd(pair: Pair) -> Objective:
     return objectives.combine(
         hard=objectives.hard_labels(), soft=objectives.soft_targets(temperature=4.0), layers=400.0 * layers
     )
+
+
+@on_layers
+def fbkd(pair: Pair) -> Objective:
+    """FBKD (Zhang 2021): hard labels + attention-guided and non-local distances of every stage, as of a detector's pyramid."""
+    stages = zip(pair.student[::-1], pair.teacher[::-1], strict=False)
+    distances = functools.reduce(operator.add, (objectives.fbkd(*paths) for paths in stages))
+    return objectives.combine(hard=objectives.hard_labels(), distances=distances)

@@ -82,6 +82,7 @@ LOSSES = (
     | table(
         *(BATCH, 4, 6, 4),
         inter_channel=lambda s, t, y, w: losses.inter_channel(s, t, where=w[:, None, None, None]),
+        fbkd=lambda s, t, y, w: losses.fbkd(s, t, guided=1.0, attention=1.0, where=w[:, None, None, None]),
         pearson_features=lambda s, t, y, w: losses.pearson_features(s, t, where=w[:, None, None, None]),
         hierarchical_context=lambda s, t, y, w: losses.hierarchical_context(s, t),
         fsp=lambda s, t, y, w: losses.fsp(s, s[..., :2], t, t[..., :2]),

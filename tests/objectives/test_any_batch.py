@@ -105,6 +105,7 @@ CASES = {
     'diversity': Case(objectives.diversity()),
     'domain_discrimination': Case(objectives.domain_discrimination('s', domains=3, hidden=4)),
     'factor_transfer': Case(objectives.factor_transfer('s', 't'), IMAGES),
+    'fbkd': Case(objectives.fbkd('s', 't', guided=0.3, attention=0.4, non_local=0.5), IMAGES),
     'from_function': Case(objectives.from_function('share', lambda s, t, b: b['share'] ** 2)),
     'from_recorded_logits': Case(objectives.from_recorded_logits(objectives.soft_targets())),
     'fsp': Case(objectives.fsp(('s', 'late'), ('t', 'wide')), IMAGES),

@@ -44,6 +44,7 @@ STUDENT_SHAPES = {
     'pearson_features': (BATCH, 8, 8, 3),
     'inter_channel': (BATCH, 8, 8, 3),
     'srd': IMAGE,
+    'fbkd': (BATCH, 8, 8, 3),
     'simkd': (BATCH, 8, 8, 3),
     'semckd/first': (BATCH, 8, 8, 3),
     'semckd/last': SMALL,
@@ -72,7 +73,8 @@ TERMS = {
         ['hierarchical_context/first', 'hierarchical_context/last'], ['image', 'small']
     ),
     'simkd': objectives.simkd('simkd', 'image'),
-    'semckd': objectives.semckd(['semckd/first', 'semckd/last'], ['image', 'small', 'narrow'], temperature=0.3, width=2),
+    'semckd': objectives.semckd(['semckd/first', 'semckd/last'], ['image', 'small', 'narrow'], temperature=0.3, width=4),
+    'fbkd': objectives.fbkd('fbkd', 'image', guided=0.3, attention=0.4, non_local=0.5, temperature=0.7),
     'srd': objectives.srd('srd', 'vector', exponent=2.0),
     'inter_channel': objectives.inter_channel('inter_channel', 'image'),
     'pearson_features': objectives.pearson_features('pearson_features', 'image'),
@@ -196,6 +198,23 @@ def by_hand(params, state, student, teacher, rows, keep):
             for (i, j), (x, y) in pairs.items()
         )
 
+    def fbkd(p):
+        def dense(p, x):
+            return x @ p['kernel'] + p['bias'].reshape((1,) * (x.ndim - 1) + (-1,))
+
+        def relations(p, x):
+            flat = x.reshape(len(x), -1, x.shape[-1])
+            theta, phi, g = (dense(p[name], flat) for name in ('theta', 'phi', 'g'))
+            weights = jnp.einsum('bic,bjc->bij', theta, phi) / flat.shape[1]
+            return (flat + dense(p['out'], jnp.einsum('bij,bjc->bic', weights, g))).reshape(x.shape)
+
+        source = halved(s['fbkd'])
+        of_student = dense(p['adapt_relations'], relations(p['student_relations'], source))
+        difference = relations(p['teacher_relations'], t['image']) - of_student
+        options = {'guided': 0.3, 'attention': 0.4, 'temperature': 0.7}
+        adapted = losses.fbkd(dense(p['adapt'], source), t['image'], **options)
+        return jnp.mean(adapted + 0.5 * jnp.sqrt(jnp.sum(difference**2, axis=(1, 2, 3))))
+
     def srd():
         def standardized(x):
             return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-4)
@@ -221,6 +240,7 @@ def by_hand(params, state, student, teacher, rows, keep):
         'hierarchical_context': hierarchical_context(params['hierarchical_context']),
         'simkd': jnp.mean((bottleneck(params['simkd'], halved(s['simkd'])) - t['image']) ** 2),
         'semckd': semckd(params['semckd']),
+        'fbkd': fbkd(params['fbkd']),
         'srd': srd(),
         'inter_channel': losses.inter_channel(
             batch_norm(
