@@ -28,14 +28,16 @@ A teacher of some of the classes or of others, of the k largest logits or of sam
   `sampled_reverse_kl`, `policy_gradient`; `linear_soft_targets`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
-  `pearson_features`, `inter_channel`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two layers
-  each, `fsp`.
+  `pearson_features`, `inter_channel`, `fbkd`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two
+  layers each, `fsp`.
 A layer of each network, with any channels:
   `attention_transfer`, `nst`, `singular_vectors`.
 Embeddings of a batch, of any widths, with memory for batch x batch numbers:
   `similarity_preserving`, `pkt`, `rkd_distance`, `rkd_angle`, `correlation_congruence`, `instance_graph` (batch).
 Embeddings of one width and other examples to tell from, those of the batch or a memory of the data set:
   `info_nce` (batch), `crd`.
+Embeddings of one width, standardized:
+  `srd`.
 Tokens and heads of transformers, with a padding mask:
   `hidden_cosine`, `attention_maps`, `value_relations`.
 Derivatives, at the price of more backward passes:
@@ -57,6 +59,7 @@ from kdjax.losses._derivatives import jacobian, loss_gradient_attention
 from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from kdjax.losses._domain import domain_confusion, domain_discrimination, gradient_reversal, reversal_schedule
 from kdjax.losses._factor_transfer import factor_transfer
+from kdjax.losses._fbkd import fbkd
 from kdjax.losses._fsp import fsp
 from kdjax.losses._hint import hint
 from kdjax.losses._info_nce import info_nce
@@ -75,6 +78,7 @@ from kdjax.losses._rkd import rkd_angle, rkd_distance
 from kdjax.losses._sampled import policy_gradient, sampled_reverse_kl
 from kdjax.losses._similarity_preserving import similarity_preserving
 from kdjax.losses._singular_vectors import singular_vectors
+from kdjax.losses._srd import srd
 from kdjax.losses._subset_soft_targets import subset_soft_targets
 from kdjax.losses._taid import taid
 from kdjax.losses._targets import binary_labels, binary_soft_targets, bounded_regression, regression
@@ -116,6 +120,7 @@ __all__ = [
     'domain_confusion',
     'domain_discrimination',
     'factor_transfer',
+    'fbkd',
     'fsp',
     'gradient_reversal',
     'hard_targets',
@@ -150,6 +155,7 @@ __all__ = [
     'skewed_kl',
     'skewed_reverse_kl',
     'soft_targets',
+    'srd',
     'standardize_logits',
     'subset_soft_targets',
     'taid',

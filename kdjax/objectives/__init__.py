@@ -11,11 +11,13 @@ A term has the name of the loss in `kdjax.losses` that it lifts; `from_function`
 
 from kdjax.batches import Batch
 from kdjax.objectives._arguments import batch_mean
+from kdjax.objectives._cat_kd import cat_kd
 from kdjax.objectives._combinators import constraint, from_recorded_logits, in_stages, over_positions
 from kdjax.objectives._contrastive import crd, info_nce
 from kdjax.objectives._derivatives import jacobian, loss_gradient_attention
 from kdjax.objectives._domain import domain_discrimination
 from kdjax.objectives._factor_transfer import factor_transfer
+from kdjax.objectives._fbkd import fbkd
 from kdjax.objectives._features import attention_transfer, channel_wise, hint, nst, singular_vectors
 from kdjax.objectives._fsp import fsp
 from kdjax.objectives._inter_channel import inter_channel
@@ -60,6 +62,9 @@ from kdjax.objectives._relations import (
     rkd_distance,
     similarity_preserving,
 )
+from kdjax.objectives._semckd import semckd
+from kdjax.objectives._simkd import simkd, simkd_logits
+from kdjax.objectives._srd import srd
 from kdjax.objectives._taid import adaptive_taid
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
@@ -82,6 +87,7 @@ __all__ = [
     'binary_labels',
     'binary_soft_targets',
     'bounded_regression',
+    'cat_kd',
     'channel_wise',
     'combine',
     'constraint',
@@ -92,6 +98,7 @@ __all__ = [
     'diversity',
     'domain_discrimination',
     'factor_transfer',
+    'fbkd',
     'from_function',
     'from_recorded_logits',
     'fsp',
@@ -125,11 +132,15 @@ __all__ = [
     'reverse_kl',
     'rkd_angle',
     'rkd_distance',
+    'semckd',
     'similarity_preserving',
+    'simkd',
+    'simkd_logits',
     'singular_vectors',
     'skewed_kl',
     'skewed_reverse_kl',
     'soft_targets',
+    'srd',
     'standardize_logits',
     'subset_soft_targets',
     'taid',

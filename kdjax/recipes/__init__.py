@@ -42,6 +42,7 @@ from kdjax.recipes._logits import (
     weighted_soft_labels,
 )
 from kdjax.recipes._pair import Pair, Recipe, over_epochs, pair
+from kdjax.recipes._projectors import fbkd, semckd, srd
 from kdjax.recipes._relations import (
     correlation_congruence,
     correlation_congruence_of_kernels,
@@ -96,6 +97,9 @@ RECIPES: dict[str, Recipe] = {
         instance_graph,
         crd,
         info_nce,
+        srd,
+        semckd,
+        fbkd,
     )
 }
 """For any pair of image classifiers."""
@@ -123,6 +127,7 @@ __all__ = [
     'diversity',
     'factor_transfer',
     'factor_transfer_in_one_stage',
+    'fbkd',
     'fsp',
     'hard_targets',
     'hidden_cosine',
@@ -146,10 +151,12 @@ __all__ = [
     'pkt',
     'reverse_kl',
     'rkd',
+    'semckd',
     'similarity_preserving',
     'singular_vectors',
     'skewed_kl',
     'soft_targets',
+    'srd',
     'standardized_logits',
     'value_relations',
     'vid',

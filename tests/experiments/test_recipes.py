@@ -114,6 +114,8 @@ TOGETHER = sorted(set(RECIPES) - {'hint_in_two_stages', 'activation_boundary', '
 LOUD = {'attention_transfer', 'dist', 'factor_transfer_in_one_stage', 'fsp', 'hint', 'nst', 'rkd', 'similarity_preserving'}
 # Whose gradient is smaller, and how small it may be. Near the teacher the Jensen-Shannon divergence is a quarter of the forward
 # one, and GKD takes it as it is. Ten times the weight of derivatives cost nine points on the digits: they grow in training.
+# Whose projectors begin further from the teacher than any other's: the published 400 is of that distance's mean square.
+FURTHEST = {'semckd'}
 QUIET = {'jensen_shannon': 0.05, 'jacobian': 0.02}
 
 
@@ -178,4 +180,4 @@ def test_the_weight_of_a_recipe_is_one_that_counts(name):
     method = objectives.Objective(tuple(term for term in RECIPES[name](made.pair).terms if term.name != 'hard'))
     assert method.terms
     ratio = gradient_norm(made, method) / gradient_norm(made, objectives.hard_labels())
-    assert QUIET.get(name, 0.1) <= ratio <= (100 if name in LOUD else 10), ratio
+    assert QUIET.get(name, 0.1) <= ratio <= (1000 if name in FURTHEST else 100 if name in LOUD else 10), ratio

@@ -52,6 +52,11 @@ def overhaul(student, teacher, **options):
     return losses.overhaul(student, teacher, -0.5, **options)
 
 
+def fbkd(student, teacher, **options):
+    """With weights of one, since the published ones are of the size of rounding errors."""
+    return losses.fbkd(student, teacher, guided=1.0, attention=1.0, **options)
+
+
 def crd(student, teacher, axis=-1, **options):
     """Against banks in which all examples share their rows, so that a batch may be sliced."""
     examples = student.size // 3
@@ -124,6 +129,8 @@ CASES = {
     'singular_vectors': Case((3, 2, 4, 3), (3, 5, 4, 2), (3,), (3, 2, 4, 1), 2),
     'vid': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2, call=vid),
     'factor_transfer': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
+    'srd': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
+    'fbkd': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 1), 2, call=fbkd),
     'inter_channel': Case((3, 2, 4, 3), (3, 5, 4, 3), (3,), (3, 2, 4, 1), 2),
     'pearson_features': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
     'activation_boundary': Case((3, 2, 4, 3), (3, 2, 4, 3), (3,), (3, 2, 4, 3), 2),
@@ -477,10 +484,18 @@ MISMATCHES = [
     ('attention_distillation', (3, 2, 4, 3), (3, 2, 4, 5)),
     *[
         (name, (3, 2, 4, 3), shape)
-        for name in ('masked_generation', 'hierarchical_context', 'channel_wise', 'vid', 'activation_boundary', 'overhaul')
+        for name in (
+            'masked_generation',
+            'hierarchical_context',
+            'channel_wise',
+            'vid',
+            'activation_boundary',
+            'overhaul',
+            'fbkd',
+        )
         for shape in ((3, 2, 4, 5), (3, 4, 2, 3))
     ],
-    *[('pearson_features', (3, 2, 4, 3), shape) for shape in ((3, 2, 4, 5), (3, 4, 2, 3))],
+    *[(name, (3, 2, 4, 3), shape) for name in ('pearson_features', 'srd') for shape in ((3, 2, 4, 5), (3, 4, 2, 3))],
     *[
         (name, student, teacher)
         for name in ('fsp', 'nst', 'singular_vectors', 'factor_transfer')

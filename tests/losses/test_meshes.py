@@ -93,6 +93,7 @@ LOSSES = (
     | table(
         *(BATCH, 4, 6, 4),
         inter_channel=lambda s, t, y, w: losses.inter_channel(s, t, where=w[:, None, None, None]),
+        fbkd=lambda s, t, y, w: losses.fbkd(s, t, guided=1.0, attention=1.0, where=w[:, None, None, None]),
         pearson_features=lambda s, t, y, w: losses.pearson_features(s, t, where=w[:, None, None, None]),
         hierarchical_context=lambda s, t, y, w: losses.hierarchical_context(s, t),
         fsp=lambda s, t, y, w: losses.fsp(s, s[..., :2], t, t[..., :2]),
@@ -120,6 +121,7 @@ LOSSES = (
         crd_negatives=lambda s, t, y, w: losses.crd_negatives(jax.random.key(0), y, CLASSES, 3),
         linear_soft_targets=lambda s, t, y, w: losses.linear_soft_targets(s, KERNEL, t, KERNEL, chunk=8, where=w),
     )
+    | table(*(BATCH, 8), srd=lambda s, t, y, w: losses.srd(s, t, where=w[:, None]))
     | table(*(BATCH, 3, 8), hidden_cosine=lambda s, t, y, w: losses.hidden_cosine(s, t, where=w[:, None]))
 )
 # Losses that relate the examples, and results that are not one for each example of the batch.

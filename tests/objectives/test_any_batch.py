@@ -96,6 +96,8 @@ CASES = {
     'binary_labels': Case(objectives.binary_labels(class_weights=[1.0, 2.0, 0.0, 0.5, 1.0]), labels='several_labels'),
     'binary_soft_targets': Case(objectives.binary_soft_targets()),
     'bounded_regression': Case(objectives.bounded_regression(margin=9.0), labels='numbers'),
+    # Windows of more positions would be those of the padded image.
+    'cat_kd': Case(objectives.cat_kd('s', 't', 'kernel', 'kernel', resolution=1), IMAGES),
     'channel_wise': Case(objectives.channel_wise('s', 't'), IMAGES),
     'combine': Case(objectives.combine(a=0.5 * objectives.hint('s', 't'), b=objectives.soft_targets())),
     'constraint': Case(objectives.constraint(objectives.hard_labels(), 0.3, multiplier=2.0)),
@@ -106,6 +108,7 @@ CASES = {
     'diversity': Case(objectives.diversity()),
     'domain_discrimination': Case(objectives.domain_discrimination('s', domains=3, hidden=4)),
     'factor_transfer': Case(objectives.factor_transfer('s', 't'), IMAGES),
+    'fbkd': Case(objectives.fbkd('s', 't', guided=0.3, attention=0.4, non_local=0.5), IMAGES),
     'from_function': Case(objectives.from_function('share', lambda s, t, b: b['share'] ** 2)),
     'from_recorded_logits': Case(objectives.from_recorded_logits(objectives.soft_targets())),
     'fsp': Case(objectives.fsp(('s', 'late'), ('t', 'wide')), IMAGES),
@@ -140,11 +143,14 @@ CASES = {
     'reverse_kl': Case(objectives.reverse_kl()),
     'rkd_angle': Case(objectives.rkd_angle('s', 't')),
     'rkd_distance': Case(objectives.rkd_distance('s', 't')),
+    'semckd': Case(objectives.semckd(['s', 'late'], ['t', 'wide']), POSITIONS),
+    'simkd': Case(objectives.simkd('s', 't'), POSITIONS),
     'similarity_preserving': Case(objectives.similarity_preserving('s', 't')),
     'singular_vectors': Case(objectives.singular_vectors('s', 't'), IMAGES),
     'skewed_kl': Case(objectives.skewed_kl()),
     'skewed_reverse_kl': Case(objectives.skewed_reverse_kl()),
     'soft_targets': Case(objectives.soft_targets()),
+    'srd': Case(objectives.srd('s', 't')),
     'standardize_logits': Case(objectives.standardize_logits(objectives.soft_targets())),
     'subset_soft_targets': Case(objectives.subset_soft_targets([4, 3, 2, 1, 0])),
     'taid': Case(objectives.taid(interpolation=0.5)),
@@ -159,7 +165,7 @@ CASES = {
     'with_check': Case(objectives.with_check(objectives.logit_mse(), lambda student, teacher, batch: None)),
     'with_parameters': Case(objectives.with_parameters('own', lambda *_: jnp.ones(()), squares)),
 }
-NO_OBJECTIVES = {'Batch', 'Objective', 'Term', 'batch_mean', 'uniform_layers'}
+NO_OBJECTIVES = {'Batch', 'Objective', 'Term', 'batch_mean', 'simkd_logits', 'uniform_layers'}
 
 
 def test_every_objective_is_in_the_table():

@@ -43,6 +43,11 @@ STUDENT_SHAPES = {
     'hierarchical_context/last': SMALL,
     'pearson_features': (BATCH, 8, 8, 3),
     'inter_channel': (BATCH, 8, 8, 3),
+    'srd': IMAGE,
+    'fbkd': (BATCH, 8, 8, 3),
+    'simkd': (BATCH, 8, 8, 3),
+    'semckd/first': (BATCH, 8, 8, 3),
+    'semckd/last': SMALL,
     'info_nce': IMAGE,
     'crd': VECTOR,
     'pkt': VECTOR,
@@ -67,6 +72,10 @@ TERMS = {
     'hierarchical_context': objectives.hierarchical_context(
         ['hierarchical_context/first', 'hierarchical_context/last'], ['image', 'small']
     ),
+    'simkd': objectives.simkd('simkd', 'image'),
+    'semckd': objectives.semckd(['semckd/first', 'semckd/last'], ['image', 'small', 'narrow'], temperature=0.3, width=4),
+    'fbkd': objectives.fbkd('fbkd', 'image', guided=0.3, attention=0.4, non_local=0.5, temperature=0.7),
+    'srd': objectives.srd('srd', 'vector', exponent=2.0),
     'inter_channel': objectives.inter_channel('inter_channel', 'image'),
     'pearson_features': objectives.pearson_features('pearson_features', 'image'),
     'info_nce': objectives.info_nce('info_nce', 'vector', temperature=0.2, width=4),
@@ -157,6 +166,62 @@ def by_hand(params, state, student, teacher, rows, keep):
             total -= jnp.log(h[:, 0]) + jnp.log(1 - h[:, 1:]).sum(1)
         return total.mean()
 
+    def bottleneck(p, x):
+        for i in range(3):
+            x = convolution(p[f'Conv_{i}'], x)
+            x = jnp.maximum(batch_norm(p[f'BatchNorm_{i}'], x), 0.0) if f'BatchNorm_{i}' in p else x
+        return x
+
+    def semckd(p):
+        def embedding(p, x):
+            hidden = x.mean((1, 2)) @ p['Dense_0']['kernel'] + p['Dense_0']['bias'][None]
+            y = jnp.maximum(hidden, 0.0) @ p['Dense_1']['kernel'] + p['Dense_1']['bias'][None]
+            return y / jnp.linalg.norm(y, axis=1, keepdims=True)
+
+        first, last = s['semckd/first'], s['semckd/last']
+        queries = [embedding(p[f'query{i}'], x) for i, x in enumerate((first, last))]
+        keys = [embedding(p[f'key{j}'], t[name]) for j, name in enumerate(('image', 'small', 'narrow'))]
+        weights = jnp.exp(jnp.array([[jnp.sum(q * k, axis=1) / 0.3 for k in keys] for q in queries]))
+        weights = weights / weights.sum(1, keepdims=True)
+        quarter, half = first.reshape(len(first), 2, 4, 2, 4, 3).mean((2, 4)), halved(first)
+        smaller = {name: t[name].reshape(len(first), 2, 2, 2, 2, -1).mean((2, 4)) for name in ('image', 'narrow')}
+        pairs = {
+            (0, 0): (half, t['image']),
+            (0, 1): (quarter, t['small']),
+            (0, 2): (half, t['narrow']),
+            (1, 0): (last, smaller['image']),
+            (1, 1): (last, t['small']),
+            (1, 2): (last, smaller['narrow']),
+        }
+        return sum(
+            jnp.mean(weights[i, j] * jnp.mean((bottleneck(p[f'project{i}_{j}'], x) - y) ** 2, axis=(1, 2, 3))) / 2
+            for (i, j), (x, y) in pairs.items()
+        )
+
+    def fbkd(p):
+        def dense(p, x):
+            return x @ p['kernel'] + p['bias'].reshape((1,) * (x.ndim - 1) + (-1,))
+
+        def relations(p, x):
+            flat = x.reshape(len(x), -1, x.shape[-1])
+            theta, phi, g = (dense(p[name], flat) for name in ('theta', 'phi', 'g'))
+            weights = jnp.einsum('bic,bjc->bij', theta, phi) / flat.shape[1]
+            return (flat + dense(p['out'], jnp.einsum('bij,bjc->bic', weights, g))).reshape(x.shape)
+
+        source = halved(s['fbkd'])
+        of_student = dense(p['adapt_relations'], relations(p['student_relations'], source))
+        difference = relations(p['teacher_relations'], t['image']) - of_student
+        options = {'guided': 0.3, 'attention': 0.4, 'temperature': 0.7}
+        adapted = losses.fbkd(dense(p['adapt'], source), t['image'], **options)
+        return jnp.mean(adapted + 0.5 * jnp.sqrt(jnp.sum(difference**2, axis=(1, 2, 3))))
+
+    def srd():
+        def standardized(x):
+            return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-4)
+
+        projected = s['srd'].mean((1, 2)) @ params['srd']['Dense_0']['kernel']
+        return losses.srd(standardized(projected), standardized(t['vector']), exponent=2.0).mean()
+
     begin = convolution(params['fsp']['begin']['Conv_0'], s['fsp/begin'])
     aligned = convolution(params['masked_generation']['align']['Conv_0'], s['masked_generation'])
     generated = convolutions(params['masked_generation']['generator'], aligned * keep, 0.0)
@@ -173,6 +238,10 @@ def by_hand(params, state, student, teacher, rows, keep):
         'factor_transfer': factor_transfer(params['factor_transfer']),
         'overhaul': overhaul(),
         'hierarchical_context': hierarchical_context(params['hierarchical_context']),
+        'simkd': jnp.mean((bottleneck(params['simkd'], halved(s['simkd'])) - t['image']) ** 2),
+        'semckd': semckd(params['semckd']),
+        'fbkd': fbkd(params['fbkd']),
+        'srd': srd(),
         'inter_channel': losses.inter_channel(
             batch_norm(
                 params['inter_channel']['BatchNorm_0'],
@@ -222,6 +291,7 @@ def parameters_and_state():
         'key': jax.random.key(6),
     }
     state['masked_generation'] = {'key': jax.random.key(7)}
+    state['simkd'] = jax.tree.map(lambda x: jnp.ones(x.shape), state['simkd'])
     return params, state
 
 

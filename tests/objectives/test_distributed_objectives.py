@@ -42,6 +42,12 @@ def make():
         info_nce=objectives.info_nce(*pair, width=4),
         context=objectives.hierarchical_context(paths, paths),
         crd=0.1 * objectives.crd(*pair, LABELS, negatives=7, width=4),
+        standardized=objectives.pearson_features(*pair),
+        channels=objectives.inter_channel(*pair),
+        srd=objectives.srd(*pair),
+        reuse=objectives.simkd(*pair),
+        calibration=objectives.semckd(paths, paths, width=3),
+        dense=objectives.fbkd(*pair, guided=0.1, attention=0.1, non_local=0.1),
         generation=objectives.masked_generation(*pair),
         factors=objectives.factor_transfer(*pair, pretraining=2),
     )
@@ -108,7 +114,8 @@ def test_eight_devices_give_what_one_gives_with_banks_sharded_over_their_rows(ru
         state, measured = problem.step(state, teacher_variables, parallel.shard_batch(mesh, batch))
         assert len(measured['loss'].total.sharding.device_set) == 8
         for x, y in zip(jax.tree.leaves(measured), jax.tree.leaves(metrics[i]), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+            # The gradient's norm is the worst, after what Adam has made of gradients that are zero but for rounding.
+            np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
     one, eight = host(states[-1]), host(state)
     # Adam divides by the size of the gradient, and makes much of one that is zero but for rounding.
     for part in ('params', 'objective_state', 'key'):
