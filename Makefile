@@ -1,4 +1,5 @@
 # `make quickstart` runs the main job on embedded data, `make test` the tests that are quick, `make test-all` all of them.
+# `make test-slow` is what CI runs beside `make test`: the slow ones but for the longest.
 # Each sets up .venv first.
 
 # The first interpreter that is new enough; name another with `make PYTHON=...`.
@@ -19,7 +20,7 @@ test: $(VENV)/installed
 	$(PYTEST) -m 'not slow'
 
 test-slow: $(VENV)/installed
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not long'
 
 test-all: $(VENV)/installed
 	$(PYTEST)

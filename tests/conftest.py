@@ -27,9 +27,11 @@ TESTS = pathlib.Path(__file__).parent
 SLOW = (
     'experiments',
     'export/test_artefact.py',
+    'losses/test_channels.py',
     'losses/test_contrastive.py',
     'losses/test_derivatives.py',
     'losses/test_instance_graph.py',
+    'losses/test_language_divergences.py',
     'losses/test_meshes.py',
     'losses/test_relations.py',
     'losses/test_unsupervised.py',
@@ -74,17 +76,36 @@ SLOW = (
     'training/test_streaming.py',
     'training/test_sweep.py',
 )
+# Of these, what takes minutes and seldom breaks alone: CI leaves it out, to be done in its time, and `make test-all` does not.
+LONG = (
+    'experiments/test_benchmarks_data.py',
+    'experiments/test_benchmarks_scale.py',
+    'experiments/test_benchmarks_speed.py',
+    'experiments/test_cifar10.py',
+    'experiments/test_compress.py',
+    'experiments/test_federated.py',
+    'experiments/test_label_union.py',
+    'experiments/test_method_table.py',
+    'experiments/test_multitask.py',
+    'experiments/test_recipes.py',
+    'experiments/test_redistill.py',
+    'experiments/test_strategies.py',
+    'experiments/test_unlabelled.py',
+    'losses/test_meshes.py',
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the slow lane, which `make test` leaves to `make test-all`."""
-    slow = [TESTS / name for name in SLOW]
-    missing = [str(path) for path in slow if not path.exists()]
+    slow, long = ([TESTS / name for name in names] for names in (SLOW, LONG))
+    missing = [str(path) for path in (*slow, *long) if not path.exists()]
     if missing:
         raise pytest.UsageError(f'tests/conftest.py names slow tests that are not there: {", ".join(missing)}')
     for item in items:
         if any(item.path.is_relative_to(path) for path in slow):
             item.add_marker('slow')
+        if item.path in long:
+            item.add_marker('long')
 
 
 def pytest_collection_finish() -> None:
