@@ -95,6 +95,9 @@ def experiment(config: Config) -> runs.Experiment:
     if not config.concentrations:
         raise ValueError('--concentrations must be one number or more')
     dataset = settings.load(config.data)
+    if config.data.examples is None:
+        # The published table is of all examples in the order in which a part of them is drawn.
+        dataset = settings.load(settings.with_flags(config.data, examples=len(dataset.train['labels'])))
     rescale = data.normalize(*data.channel_statistics(dataset.train['inputs']))
     network = networks.preprocess(networks.from_linen(models.MLP((64,), dataset.classes)), rescale)
     share(dataset.train, config.clients, config.concentrations[0], 0)
