@@ -109,6 +109,24 @@ def test_windows_of_which_nothing_counts_are_left_out_and_the_others_average_wha
     assert np.all(own['s'][0, :, :2] != 0)
 
 
+def test_windows_that_only_one_network_has_are_left_out_of_the_norm_too():
+    """Of rows, 12 of the mask are 6 of the student, of which its first two windows share one; the teacher's windows share none.
+
+    What is left is one position, which over its norm is a sign.
+    """
+    student, teacher = pair()
+    teacher = features(**{**teacher.features, 't': np.repeat(teacher.features['t'], 3, axis=1)})
+    mask = np.zeros((BATCH, 12, 4), bool)
+    mask[:, 3, 0] = True
+    value, *_ = run(objectives.cat_kd(*PATHS, resolution=4, normalize=True), student, teacher, {'mask': mask})
+    signs = [
+        np.sign(x.features[name][:, row, 0] @ x.features[f'{name}/kernel'])
+        for x, name, row in ((student, 's', 1), (teacher, 't', 3))
+    ]
+    np.testing.assert_allclose(value, np.mean((signs[0] - signs[1]) ** 2), rtol=1e-5)
+    assert value > 0
+
+
 def test_what_does_not_fit_is_named():
     student, teacher = pair()
     objective = objectives.cat_kd(*PATHS)

@@ -166,10 +166,10 @@ def by_hand(params, state, student, teacher, rows, keep):
             total -= jnp.log(h[:, 0]) + jnp.log(1 - h[:, 1:]).sum(1)
         return total.mean()
 
-    def bottleneck(p, x):
+    def bottleneck(p, x, activated):
         for i in range(3):
             x = convolution(p[f'Conv_{i}'], x)
-            x = jnp.maximum(batch_norm(p[f'BatchNorm_{i}'], x), 0.0) if f'BatchNorm_{i}' in p else x
+            x = jnp.maximum(batch_norm(p[f'BatchNorm_{i}'], x), 0.0) if i < activated else x
         return x
 
     def semckd(p):
@@ -194,7 +194,7 @@ def by_hand(params, state, student, teacher, rows, keep):
             (1, 2): (last, smaller['narrow']),
         }
         return sum(
-            jnp.mean(weights[i, j] * jnp.mean((bottleneck(p[f'project{i}_{j}'], x) - y) ** 2, axis=(1, 2, 3))) / 2
+            jnp.mean(weights[i, j] * jnp.mean((bottleneck(p[f'project{i}_{j}'], x, 2) - y) ** 2, axis=(1, 2, 3))) / 2
             for (i, j), (x, y) in pairs.items()
         )
 
@@ -238,7 +238,7 @@ def by_hand(params, state, student, teacher, rows, keep):
         'factor_transfer': factor_transfer(params['factor_transfer']),
         'overhaul': overhaul(),
         'hierarchical_context': hierarchical_context(params['hierarchical_context']),
-        'simkd': jnp.mean((bottleneck(params['simkd'], halved(s['simkd'])) - t['image']) ** 2),
+        'simkd': jnp.mean((bottleneck(params['simkd'], halved(s['simkd']), 3) - t['image']) ** 2),
         'semckd': semckd(params['semckd']),
         'fbkd': fbkd(params['fbkd']),
         'srd': srd(),

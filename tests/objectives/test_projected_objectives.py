@@ -101,6 +101,15 @@ def semckd():
     return student, teacher, random_params(objectives.semckd(['s'], ['t', 'u']), student, teacher, {})
 
 
+def test_semckd_has_a_bottleneck_of_twice_the_teacher_s_channels_for_every_pair(semckd):
+    *_, params = semckd
+    assert set(params['semckd']) == {'query0', 'key0', 'key1', 'project0_0', 'project0_1'}
+    for j, channels in enumerate((4, 5)):
+        kernels = [params['semckd'][f'project0_{j}'][f'Conv_{i}']['kernel'].shape for i in range(3)]
+        wide = 2 * channels
+        assert kernels == [(1, 1, 3, wide), (3, 3, wide, wide), (1, 1, wide, channels)]
+
+
 def value(objective, params, student, teacher):
     state = {name: {} for name in params}
     return float(compile_quickly(lambda params: objective.apply(params, state, student, teacher, {}, step=0)[0])(params))
