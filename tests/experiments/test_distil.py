@@ -192,7 +192,8 @@ def test_recipes_and_few_labels(recipe, tmp_path):
         ({'labels': 100_000}, 'keep must be between 1 and 1293'),
         ({'batch_size': 1_000_000_000}, 'fewer than one batch of 1000000000'),
         ({'dataset': './nothing'}, 'there is no file or folder nothing'),
-        ({'recipe': 'overhaul'}, 'the recipe overhaul needs a teacher whose stages end in batch norms'),
+        ({'recipe': 'overhaul'}, 'the recipe overhaul compares stages before their last ReLU, and the student taps none'),
+        ({'recipe': 'overhaul', 'teacher': 'cnn_8_16', 'student': 'cnn_8_16'}, 'the recipe overhaul needs a teacher whose'),
         ({'student': 'resnet8', 'accumulate': 2, 'teacher': 'mlp_30'}, 'the network changes its state'),
     ],
 )
