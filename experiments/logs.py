@@ -1,6 +1,7 @@
 """What a training tells beside its progress: how large it is before it begins, and its numbers as TensorBoard reads them."""
 
 import contextlib
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -27,11 +28,23 @@ def summary(problem: training.Problem, split: Batch, batch_size: int, teacher_va
         told.append(_size('teacher', taught_by))
     if jax.tree.leaves(state.objective_params):
         told.append(_size('objective', {'params': state.objective_params}))
-    # jax cannot count them on every platform.
-    counted = jax.jit(problem.step).lower(state, taught_by, batch).cost_analysis() or {}
-    if math.isfinite(counted.get('flops', math.nan)):
-        told.append(f'{_short(counted["flops"])} operations a step of {batch_size} examples')
+    operations = _operations(problem, *_hashable((state, taught_by, batch)))
+    if math.isfinite(operations):
+        told.append(f'{_short(operations)} operations a step of {batch_size} examples')
     return '; '.join(told)
+
+
+# Lowering a step takes as long as tracing it, and all seeds have the same.
+@functools.lru_cache(maxsize=64)
+def _operations(problem: training.Problem, shapes: tuple[jax.ShapeDtypeStruct, ...], structure: Any) -> float:
+    """Of a step; NaN where jax cannot count them, as on some platforms."""
+    counted = jax.jit(problem.step).lower(*jax.tree.unflatten(structure, shapes)).cost_analysis() or {}
+    return counted.get('flops', math.nan)
+
+
+def _hashable(tree: Any) -> tuple[tuple[Any, ...], Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    return tuple(leaves), structure
 
 
 @contextlib.contextmanager

@@ -136,6 +136,7 @@ def experiment(config: Config) -> runs.Experiment:
     return runs.Experiment(
         title=f'From {source.name} to {target.name} and back',
         dataset=source._replace(name=f'{source.name} and {target.name}', test=splits.test['source']),
+        # Those with options have batches of their own, and were checked with them.
         problems=[(step.examples, [step.problem]) for step in recipe.values() if not step.options],
         rows=rows,
         notes=conclusion,

@@ -164,7 +164,12 @@ def check_positive(loss: str, **values: ArrayLike) -> None:
 
 def check_share(loss: str, **values: ArrayLike) -> None:
     """Raises where a hyperparameter is not a scalar, or known and not in [0, 1]."""
-    _check_scalars(loss, values, 'between 0 and 1', lambda number: (number >= 0) & (number <= 1))
+    check_between(loss, 0, 1, **values)
+
+
+def check_between(loss: str, least: int, most: int, /, **values: ArrayLike) -> None:
+    """Raises where a hyperparameter is not a scalar, or known and not from `least` to `most`."""
+    _check_scalars(loss, values, f'between {least} and {most}', lambda number: (number >= least) & (number <= most))
 
 
 def _check_scalars(loss: str, values: dict[str, ArrayLike], kind: str, fits: Callable[[np.ndarray], np.ndarray]) -> None:

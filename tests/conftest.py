@@ -69,6 +69,7 @@ SLOW = (
     'training/test_data_kinds.py',
     'training/test_evaluation.py',
     'training/test_fit.py',
+    'training/test_monitoring.py',
     'training/test_interruptions.py',
     'training/test_nonfinite.py',
     'training/test_recording.py',

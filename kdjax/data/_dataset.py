@@ -14,6 +14,7 @@ from kdjax.data._digits import read_digits
 from kdjax.data._folders import read_folder, read_table
 from kdjax.data._huggingface import PREFIX, is_saved, read_huggingface
 from kdjax.data._pixels import as_labels
+from kdjax.data._rows import Rows
 from kdjax.data._splits import Found, Images, share_out
 from kdjax.dependencies import needed_for
 
@@ -169,12 +170,18 @@ _READERS = {'.npz': read_arrays, '.csv': read_table, '.parquet': read_table}
 
 
 def take(data: Batch, indices: np.ndarray) -> Batch:
-    """The examples of a split with these indices.
+    """The examples of a split with these indices; of memory maps they stay on disk.
 
     >>> take({'labels': np.array([5, 6, 7])}, np.array([2, 0]))
     {'labels': array([7, 5])}
     """
-    return {key: array[indices] for key, array in data.items()}
+    return {key: _rows(array, indices) for key, array in data.items()}
+
+
+def _rows(array: Any, indices: np.ndarray) -> Any:
+    if isinstance(array, Rows):
+        return array.take(indices)
+    return Rows(array, indices) if isinstance(array, np.memmap) else array[indices]
 
 
 def hide_labels(data: Batch, *, keep: int, seed: int = 0) -> Batch:

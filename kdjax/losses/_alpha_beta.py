@@ -1,5 +1,7 @@
 """ABKD's divergence, a family with two exponents that holds the forward and the reverse divergence."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -54,11 +56,7 @@ def alpha_beta_divergence(
       Alpha-Beta Divergences and Their Application to Robust Nonnegative Matrix Factorization. 2011.
       https://doi.org/10.3390/e13010134
     """
-    for name, value in (('alpha', alpha), ('beta', beta)):
-        numerics.check_scalars('alpha_beta_divergence', **{name: value})
-        number = numerics.known(value)
-        if number is not None and not -1 <= number <= 1:
-            raise ValueError(f'alpha_beta_divergence: {name} must be between -1 and 1, got {value}')
+    numerics.check_between('alpha_beta_divergence', -1, 1, alpha=alpha, beta=beta)
     log_s, log_t, where = numerics.log_probabilities('alpha_beta_divergence', student, teacher, temperature, axis, where)
     log_s, log_t = jnp.maximum(log_s, _SMALLEST), jnp.maximum(log_t, _SMALLEST)
     alpha, beta = jnp.asarray(alpha, jnp.float32), jnp.asarray(beta, jnp.float32)
@@ -89,7 +87,7 @@ def _slope(x: jax.Array) -> jax.Array:
     """φ', by its series where the closed form would lose all digits."""
     small = jnp.abs(x) < 0.5
     safe = jnp.where(small, 1.0, x)
-    series = sum(x**k / ((k + 2) * _factorial(k)) for k in range(7))
+    series = sum(x**k / ((k + 2) * math.factorial(k)) for k in range(7))
     return jnp.where(small, series, (jnp.exp(safe) * (safe - 1) + 1) / jnp.square(safe))
 
 
@@ -98,9 +96,5 @@ def _third(x: jax.Array) -> jax.Array:
     small = jnp.abs(x) < 2.0
     safe = jnp.where(small, 2.0, x)
     closed = (jnp.exp(safe) * (safe**3 - 3 * safe**2 + 6 * safe - 6) + 6) / safe**4
-    series = sum(x**k / ((k + 4) * _factorial(k)) for k in range(10))
+    series = sum(x**k / ((k + 4) * math.factorial(k)) for k in range(10))
     return jnp.where(small, series, closed)
-
-
-def _factorial(k: int) -> int:
-    return 1 if k < 2 else k * _factorial(k - 1)

@@ -91,7 +91,7 @@ def _of_examples(
     workers: int,
 ) -> Feed:
     check_recorded(data, augment, views)
-    mapped = isinstance(data, dict) and any(isinstance(x, np.memmap) for x in jax.tree.leaves(data['inputs']))
+    mapped = isinstance(data, dict) and any(_on_disk(x) for x in jax.tree.leaves(data['inputs']))
     options: dict[str, Any] = {'batch_size': batch_size, 'augment': augment, 'views': views, 'mesh': mesh}
     if isinstance(data, dict) and not mapped:
         epoch = in_memory_epoch(problem, **options)
@@ -107,6 +107,11 @@ def _of_examples(
         data = jax.tree.map(jnp.asarray, data) if mesh is None else replicate(mesh, data)
     example = example if views is None else one_view(example, 0)
     return Feed(epoch, data, example, at_hand, steps, settings, lambda: None, lambda step, position, say: None)
+
+
+def _on_disk(array: Any) -> bool:
+    """Whether an array is read when it is indexed, as memory maps are and what else is neither numpy's nor jax's."""
+    return isinstance(array, np.memmap) or not isinstance(array, (np.ndarray, jax.Array))
 
 
 def _of_batches(

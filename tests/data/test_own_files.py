@@ -163,6 +163,34 @@ def test_large_data_stay_on_disk_and_train_as_those_in_memory(folder, tmp_path, 
     assert accuracies == [1.0, 1.0]
 
 
+def test_chosen_examples_of_data_on_disk_stay_there(folder, tmp_path):
+    """Some of them, some of these, and the labelled ones repeated: as the arrays in memory would be, to every index."""
+    whole, mapped = data.load(folder), data.load(folder, data_dir=str(tmp_path / 'kept'), stream=True)
+    few = [data.hide_labels(split.train, keep=3) for split in (whole, mapped)]
+    order = np.random.default_rng(0).permutation(len(few[0]['labels']))
+    for choose in (lambda split: data.take(split, order[:9]), data.repeat_labelled):
+        in_memory, on_disk = (data.take(choose(split), np.array([4, 0, 4, 7])) for split in few)
+        rows, array = on_disk['inputs'], in_memory['inputs']
+        assert not isinstance(rows, np.ndarray)
+        assert (rows.shape, rows.dtype, rows.ndim, rows.size, len(rows)) == (array.shape, array.dtype, 4, array.size, 4)
+        for index in (2, -1, slice(1, 3), np.array([3, 3, 0]), (slice(None), 1, slice(2)), array[:, 0, 0, 0] > 0):
+            np.testing.assert_array_equal(rows[index], array[index])
+        np.testing.assert_array_equal(np.asarray(rows), array)
+        assert np.asarray(rows, np.float32).dtype == np.float32
+        np.testing.assert_array_equal(on_disk['labels'], in_memory['labels'])
+        with pytest.raises(ValueError, match='cannot become an array without a copy'):
+            np.array(rows, copy=False)
+    network = networks.preprocess(networks.from_linen(nn.Dense(3)), lambda x: x.reshape(len(x), -1).astype(np.float32) / 255)
+    problem = training.distillation(network, None, objectives.hard_labels(), optax.sgd(0.1))
+    options = {'key': jax.random.key(0), 'batch_size': 7, 'epochs': 2, 'progress': False}
+    repeated = data.repeat_labelled(few[1])
+    # Streamed, as a memory map of the same rows is.
+    np.save(tmp_path / 'rows.npy', np.asarray(repeated['inputs']))
+    written = {**repeated, 'inputs': np.load(tmp_path / 'rows.npy', mmap_mode='r')}
+    found, expected = (training.fit(problem, split, **options).variables for split in (repeated, written))
+    chex.assert_trees_all_equal(found, expected)
+
+
 def table(folder: pathlib.Path, file: pathlib.Path, split: bool = False) -> list[dict[str, str]]:
     rows = []
     for path in sorted(folder.rglob('*.png')):

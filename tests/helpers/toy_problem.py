@@ -70,3 +70,12 @@ def make(dropout=True, optimizer=None, examples=72):
     }
     distillation = training.distillation(student, teacher, objective, optimizer or optax.adam(1e-2))
     return Problem(student, teacher, distillation, teacher.init(jax.random.key(9), jnp.asarray(data['inputs'][:1])), data)
+
+
+def spoilt_from(step):
+    """A term that is NaN from a step on, whatever the batch."""
+    return objectives.from_function(
+        'spoilt',
+        lambda student, teacher, batch, at: jnp.mean(student.logits) * at,
+        at=lambda now: jnp.where(now < step, 1.0, jnp.nan),
+    )

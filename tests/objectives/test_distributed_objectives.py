@@ -114,8 +114,7 @@ def test_eight_devices_give_what_one_gives_with_banks_sharded_over_their_rows(ru
         state, measured = problem.step(state, teacher_variables, parallel.shard_batch(mesh, batch))
         assert len(measured['loss'].total.sharding.device_set) == 8
         for x, y in zip(jax.tree.leaves(measured), jax.tree.leaves(metrics[i]), strict=True):
-            # The gradient's norm is the worst, after what Adam has made of gradients that are zero but for rounding.
-            np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     one, eight = host(states[-1]), host(state)
     # Adam divides by the size of the gradient, and makes much of one that is zero but for rounding.
     for part in ('params', 'objective_state', 'key'):
