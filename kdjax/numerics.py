@@ -247,6 +247,14 @@ def masked_mean(x: jax.Array, axis: int | tuple[int, ...], where: jax.Array | No
     return jnp.sum(x, axis=axis, where=where) / jnp.maximum(count, 1.0)
 
 
+def centred(x: jax.Array, axis: int, where: jax.Array) -> jax.Array:
+    """`x` minus its mean over what is kept, and 0 elsewhere; exactly 0 where all that is kept is equal."""
+    largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf, where=where))
+    # Without this, rounding would give equal numbers a mean that differs from them, and a direction of noise.
+    x = jnp.where(where, x - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
+    return jnp.where(where, x - jnp.expand_dims(masked_mean(x, axis, where), axis), 0.0)
+
+
 def nonzero(x: jax.Array) -> jax.Array:
     """`x`, but 1 where it is 0, to divide by."""
     return jnp.where(x == 0, 1.0, x)

@@ -79,20 +79,29 @@ SLOW = (
 )
 # Of these, what takes minutes and seldom breaks alone: CI leaves it out, to be done in its time, and `make test-all` does not.
 LONG = (
+    'experiments/test_assistant.py',
     'experiments/test_benchmarks_data.py',
     'experiments/test_benchmarks_scale.py',
     'experiments/test_benchmarks_speed.py',
     'experiments/test_cifar10.py',
     'experiments/test_compress.py',
+    'experiments/test_contact_sheet.py',
+    'experiments/test_ensemble.py',
     'experiments/test_federated.py',
+    'experiments/test_hints.py',
     'experiments/test_label_union.py',
     'experiments/test_method_table.py',
+    'experiments/test_missing_class.py',
     'experiments/test_multitask.py',
+    'experiments/test_mutual.py',
     'experiments/test_recipes.py',
     'experiments/test_redistill.py',
+    'experiments/test_schedules.py',
     'experiments/test_strategies.py',
+    'experiments/test_student_as_teacher.py',
     'experiments/test_unlabelled.py',
     'losses/test_meshes.py',
+    'pruning/test_vgg.py',
 )
 
 

@@ -15,11 +15,13 @@ What to choose, by what there is to compare. Those marked (batch) return a scala
 per example.
 
 Logits over the same classes, nothing else:
-  `soft_targets`, `logit_mse`, `hard_targets`, `dist` (batch); `reverse_kl`, `jensen_shannon`, `skewed_kl`, `skewed_reverse_kl`,
-  `total_variation`, `alpha_beta_divergence`, `adaptive_kl`; `taid`, whose target moves; and
+  `soft_targets`, `logit_mse`, `hard_targets`; `dist`, `multi_level_logits` (batch); `reverse_kl`, `jensen_shannon`,
+  `skewed_kl`, `skewed_reverse_kl`, `total_variation`, `alpha_beta_divergence`, `adaptive_kl`; `taid`, whose target moves; and
   `standardize_logits` before any of them.
 Logits and labels:
-  `decoupled_kd`, `normalized_kd`, `weighted_soft_labels`.
+  `decoupled_kd`, `normalized_kd`, `weighted_soft_labels`, `label_free_tuning`.
+Logits and a layer of each network:
+  `dist_plus` (batch).
 Several labels at a time, or numbers instead of classes:
   `binary_labels`, and its teacher's form `binary_soft_targets`; `regression`, with `delta` for outliers, and
   `bounded_regression`, where the teacher says when a student is good enough.
@@ -56,6 +58,7 @@ from kdjax.losses._correlation_congruence import correlation_congruence
 from kdjax.losses._crd import ClassIndex, class_index, crd, crd_negatives, crd_normalizer, crd_update_memory
 from kdjax.losses._decoupled_kd import decoupled_kd
 from kdjax.losses._derivatives import jacobian, loss_gradient_attention
+from kdjax.losses._dist import dist, dist_plus
 from kdjax.losses._divergences import jensen_shannon, reverse_kl, skewed_kl, skewed_reverse_kl, total_variation
 from kdjax.losses._domain import domain_confusion, domain_discrimination, gradient_reversal, reversal_schedule
 from kdjax.losses._factor_transfer import factor_transfer
@@ -66,9 +69,11 @@ from kdjax.losses._info_nce import info_nce
 from kdjax.losses._instance_graph import instance_graph
 from kdjax.losses._inter_channel import inter_channel
 from kdjax.losses._knowledge_review import hierarchical_context
+from kdjax.losses._label_free_tuning import label_free_tuning
 from kdjax.losses._linear_heads import linear_soft_targets
-from kdjax.losses._logits import dist, hard_targets, logit_mse, soft_targets, standardize_logits
+from kdjax.losses._logits import hard_targets, logit_mse, soft_targets, standardize_logits
 from kdjax.losses._masked_generation import masked_generation
+from kdjax.losses._multi_level_logits import multi_level_logits
 from kdjax.losses._normalized_kd import normalized_kd
 from kdjax.losses._nst import nst
 from kdjax.losses._overhaul import activation_boundary, overhaul, overhaul_margin
@@ -116,6 +121,7 @@ __all__ = [
     'crd_update_memory',
     'decoupled_kd',
     'dist',
+    'dist_plus',
     'diversity',
     'domain_confusion',
     'domain_discrimination',
@@ -132,10 +138,12 @@ __all__ = [
     'inter_channel',
     'jacobian',
     'jensen_shannon',
+    'label_free_tuning',
     'linear_soft_targets',
     'logit_mse',
     'loss_gradient_attention',
     'masked_generation',
+    'multi_level_logits',
     'normalized_kd',
     'nst',
     'overhaul',

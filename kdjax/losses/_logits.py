@@ -1,7 +1,7 @@
 """Losses on logits: what the teacher believes about every class, compared with what the student believes.
 
 They take logits `[..., classes]` (other layouts through `axis`), and need no more of the two networks than that they agree on
-the classes. All but `dist`, which compares examples, return one value per example. Classes at -inf are ruled out: where both
+the classes. They return one value per example. Classes at -inf are ruled out: where both
 networks rule out a class it does not count; a class that the student alone rules out costs 1e30 times the teacher's
 probability, which is finite on purpose; 1000 times where either is float16, so that gradients are finite in that dtype too.
 NaN and +inf give NaN.
@@ -130,67 +130,6 @@ def hard_targets(student: ArrayLike, teacher: ArrayLike, *, axis: int = -1, wher
 
 
 @on_any_mesh
-def dist(
-    student: ArrayLike,
-    teacher: ArrayLike,
-    *,
-    beta: ArrayLike = 1.0,
-    gamma: ArrayLike = 1.0,
-    temperature: ArrayLike = 1.0,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-) -> jax.Array:
-    """DIST: how far the predictions are from linearly related, over the classes and over the examples, a scalar.
-
-    T² (β · mean_b(1 - r(p_s(b, ·), p_t(b, ·))) + γ · mean_c(1 - r(p_s(·, c), p_t(·, c)))), with p = softmax(z / T) and
-    Pearson's correlation r(x, y) = x̄·ȳ / (‖x̄‖ ‖ȳ‖ + 1e-8) of the centred x̄ and ȳ. The student may be less sure than its
-    teacher, as long as it ranks as the teacher does. A constant row or column has r = 0 with zero gradient; so every column
-    costs 1 when there is one example. The 1e-8 is the published code's: columns of probabilities below 1e-4 pay for it.
-
-    Args:
-      student: logits [..., classes], floating point of any precision; arithmetic is in float32. All axes but that of the
-        classes count as examples.
-      teacher: logits of the same shape.
-      beta: weight of the correlation over the classes of an example.
-      gamma: weight of the correlation over the examples of a class.
-      temperature: T > 0, a number or a traced scalar.
-      axis: the class axis.
-      where: boolean, broadcastable to the logits: what to keep; examples, classes or both, as if the others had been sliced
-        away. Means are over the examples and the classes of which anything is kept.
-
-    Returns:
-      float32 scalar, between 0 and 2 T² (β + γ) up to rounding; 0 where nothing is kept.
-
-    Raises:
-      ValueError: the shapes differ, a dtype is not floating point, there is a single class, or a hyperparameter does not fit.
-
-    >>> import jax.numpy as jnp
-    >>> student, teacher = jnp.array([[2., 0.], [0., 2.]]), jnp.array([[4., 0.], [0., 4.]])
-    >>> print(dist(student, teacher), dist(student, -teacher))
-    0.0 4.0
-
-    Reference:
-      Huang, You, Wang, Qian, Xu. Knowledge Distillation from A Stronger Teacher. 2022. https://arxiv.org/abs/2205.10536
-    """
-    numerics.check_scalars('dist', beta=beta, gamma=gamma)
-    log_s, log_t, where = numerics.log_probabilities('dist', student, teacher, temperature, axis, where)
-    where = jnp.ones(log_s.shape, jnp.bool_) if where is None else where
-    p_s, p_t, where = (x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), where))
-
-    def distance(axis: int) -> jax.Array:
-        x, y = (_centred(p, axis, where) for p in (p_s, p_t))
-        norms = numerics.root(jnp.sum(jnp.square(x), axis=axis)) * numerics.root(jnp.sum(jnp.square(y), axis=axis))
-        # At x = 0 the quotient has a slope of y / 1e-8, which would throw a student that begins with constant logits far away.
-        # 1 - r by the distance of the directions: the difference of 1 and r loses its digits where both networks agree.
-        apart = numerics.l2_normalize(x, axis) - numerics.l2_normalize(y, axis)
-        uncorrelated = (norms * jnp.sum(jnp.square(apart), axis=axis) / 2 + 1e-8) / (norms + 1e-8)
-        return numerics.masked_mean(jnp.where(norms == 0, 1.0, uncorrelated), 0, jnp.any(where, axis=axis))
-
-    beta, gamma, temperature = (jnp.asarray(x, jnp.float32) for x in (beta, gamma, temperature))
-    return jnp.square(temperature) * (beta * distance(1) + gamma * distance(0))
-
-
-@on_any_mesh
 def standardize_logits(
     logits: ArrayLike, *, epsilon: float = 1e-7, axis: int = -1, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -228,16 +167,8 @@ def standardize_logits(
     numerics.check_classes('standardize_logits', logits.shape)
     ruled_out = jnp.isneginf(logits) if where is None else jnp.isneginf(logits) & where
     counted = ~ruled_out if where is None else ~ruled_out & where
-    centred = _centred(logits, -1, counted)
+    centred = numerics.centred(logits, -1, counted)
     freedom = jnp.sum(counted, axis=-1, keepdims=True, dtype=jnp.float32) - 1
     deviation = numerics.root(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / jnp.maximum(freedom, 1.0))
     standardized = jnp.where(deviation == 0, 0.0, centred / (jnp.asarray(epsilon, jnp.float32) + deviation))
     return jnp.moveaxis(jnp.where(ruled_out, -jnp.inf, standardized), -1, axis)
-
-
-def _centred(x: jax.Array, axis: int, where: jax.Array) -> jax.Array:
-    """`x` minus its mean over what is kept, and 0 elsewhere; exactly 0 where all that is kept is equal."""
-    largest = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf, where=where))
-    # Without this, rounding would give equal numbers a mean that differs from them, and a direction of noise.
-    x = jnp.where(where, x - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
-    return jnp.where(where, x - jnp.expand_dims(numerics.masked_mean(x, axis, where), axis), 0.0)

@@ -11,10 +11,13 @@ A term has the name of the loss in `kdjax.losses` that it lifts; `from_function`
 
 from kdjax.batches import Batch
 from kdjax.objectives._arguments import batch_mean
+from kdjax.objectives._balance import balance_by_magnitude
 from kdjax.objectives._cat_kd import cat_kd
 from kdjax.objectives._combinators import constraint, from_recorded_logits, in_stages, over_positions
 from kdjax.objectives._contrastive import crd, info_nce
+from kdjax.objectives._curriculum_temperature import curriculum_temperature
 from kdjax.objectives._derivatives import jacobian, loss_gradient_attention
+from kdjax.objectives._dist_plus import dist_plus
 from kdjax.objectives._domain import domain_discrimination
 from kdjax.objectives._factor_transfer import factor_transfer
 from kdjax.objectives._fbkd import fbkd
@@ -31,8 +34,10 @@ from kdjax.objectives._logits import (
     hard_labels,
     hard_targets,
     jensen_shannon,
+    label_free_tuning,
     linear_soft_targets,
     logit_mse,
+    multi_level_logits,
     normalized_kd,
     reverse_kl,
     skewed_kl,
@@ -83,6 +88,7 @@ __all__ = [
     'attention_distillation',
     'attention_maps',
     'attention_transfer',
+    'balance_by_magnitude',
     'batch_mean',
     'binary_labels',
     'binary_soft_targets',
@@ -93,8 +99,10 @@ __all__ = [
     'constraint',
     'correlation_congruence',
     'crd',
+    'curriculum_temperature',
     'decoupled_kd',
     'dist',
+    'dist_plus',
     'diversity',
     'domain_discrimination',
     'factor_transfer',
@@ -113,11 +121,13 @@ __all__ = [
     'inter_channel',
     'jacobian',
     'jensen_shannon',
+    'label_free_tuning',
     'linear_soft_targets',
     'logit_mse',
     'loss_gradient_attention',
     'masked_generation',
     'mixed_labels',
+    'multi_level_logits',
     'mutual_learning',
     'normalized_kd',
     'nst',

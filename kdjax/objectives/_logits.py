@@ -103,6 +103,22 @@ def dist(*, beta: Weight = 1.0, gamma: Weight = 1.0, temperature: Weight = 1.0) 
     return from_function('dist', loss, beta=beta, gamma=gamma, temperature=temperature)
 
 
+def multi_level_logits(*, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)) -> Objective:
+    """MLLD, predictions and their products between examples and between classes: `losses.multi_level_logits` of the logits.
+
+    A scalar: of the batch's weights it matters only which are 0.
+
+    Args:
+      temperatures: one or more.
+    """
+
+    def loss(student: Outputs, teacher: Outputs, batch: Batch) -> jax.Array:
+        logits = both_logits('multi_level_logits', student, teacher, batch)
+        return losses.multi_level_logits(*logits, temperatures=temperatures, where=logit_counts(batch, logits[0].shape))
+
+    return from_function('multi_level_logits', loss)
+
+
 def standardize_logits(objective: Objective) -> Objective:
     """The same objective on standardized logits, `losses.standardize_logits` of student and teacher.
 
@@ -244,6 +260,19 @@ def weighted_soft_labels(*, temperature: Weight = 2.0, ignore: int | None = None
       ignore: a further label that stands for none, such as 255.
     """
     return _on_labelled_logits(losses.weighted_soft_labels, ignore, temperature=temperature)
+
+
+def label_free_tuning(*, threshold: Weight = 0.2, temperature: Weight = 1.0, ignore: int | None = None) -> Objective:
+    """MFT, soft targets corrected toward the label by a threshold, `losses.label_free_tuning`, over the labelled examples.
+
+    It is all of the published loss; the teacher is the student before it was tuned.
+
+    Args:
+      threshold: by how much the label leads; a number or a schedule.
+      temperature: a number or a schedule.
+      ignore: a further label that stands for none, such as 255.
+    """
+    return _on_labelled_logits(losses.label_free_tuning, ignore, threshold=threshold, temperature=temperature)
 
 
 def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) -> Objective:

@@ -28,12 +28,15 @@ from kdjax.recipes._features import (
     vid,
 )
 from kdjax.recipes._logits import (
+    curriculum_temperature,
     decoupled_kd,
     dist,
     diversity,
     hard_targets,
     jensen_shannon,
+    label_free_tuning,
     logit_mse,
+    multi_level_logits,
     normalized_kd,
     reverse_kl,
     skewed_kl,
@@ -42,7 +45,7 @@ from kdjax.recipes._logits import (
     weighted_soft_labels,
 )
 from kdjax.recipes._pair import Pair, Recipe, over_epochs, pair
-from kdjax.recipes._projectors import fbkd, semckd, srd
+from kdjax.recipes._projectors import dist_plus, fbkd, semckd, srd
 from kdjax.recipes._relations import (
     correlation_congruence,
     correlation_congruence_of_kernels,
@@ -69,6 +72,9 @@ RECIPES: dict[str, Recipe] = {
         normalized_kd,
         weighted_soft_labels,
         dist,
+        multi_level_logits,
+        label_free_tuning,
+        curriculum_temperature,
         hint,
         hint_in_two_stages,
         attention_transfer,
@@ -97,6 +103,7 @@ RECIPES: dict[str, Recipe] = {
         instance_graph,
         crd,
         info_nce,
+        dist_plus,
         srd,
         semckd,
         fbkd,
@@ -122,8 +129,10 @@ __all__ = [
     'correlation_congruence',
     'correlation_congruence_of_kernels',
     'crd',
+    'curriculum_temperature',
     'decoupled_kd',
     'dist',
+    'dist_plus',
     'diversity',
     'factor_transfer',
     'factor_transfer_in_one_stage',
@@ -139,9 +148,11 @@ __all__ = [
     'inter_channel',
     'jacobian',
     'jensen_shannon',
+    'label_free_tuning',
     'logit_mse',
     'loss_gradient_attention',
     'masked_generation',
+    'multi_level_logits',
     'normalized_kd',
     'nst',
     'over_epochs',

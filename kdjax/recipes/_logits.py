@@ -71,6 +71,25 @@ def dist(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), dist=objectives.dist(beta=2.0, gamma=2.0, temperature=4.0))
 
 
+def multi_level_logits(pair: Pair) -> Objective:
+    """MLLD (Jin 2023): 0.1 · hard labels + 0.9 · predictions and their relations at T = 2 to 6, of one view of the images."""
+    del pair
+    levels = objectives.multi_level_logits()
+    return objectives.combine(hard=0.1 * objectives.hard_labels(), levels=0.9 * levels)
+
+
+def curriculum_temperature(pair: Pair) -> Objective:
+    """CTKD (Li 2023): 0.1 · hard labels + 0.9 · soft targets at a trained temperature, reversed over 10 epochs of 240."""
+    steps = max(1, round(pair.epochs * pair.steps_per_epoch * 10 / 240))
+    return objectives.combine(hard=0.1 * objectives.hard_labels(), soft=0.9 * objectives.curriculum_temperature(steps))
+
+
+def label_free_tuning(pair: Pair) -> Objective:
+    """MFT (Belcak 2025): soft targets at T = 1, corrected until the label leads by 0.2. The paper is about language models."""
+    del pair
+    return objectives.combine(soft=objectives.label_free_tuning())
+
+
 def diversity(pair: Pair) -> Objective:
     """Hard labels + 0.01 · confident and diverse predictions, which need no teacher. The weight is ours."""
     del pair

@@ -16,6 +16,15 @@ def srd(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), soft=soft, embeddings=2.0 * embeddings)
 
 
+@on_embeddings
+def dist_plus(pair: Pair) -> Objective:
+    """DIST+ (Huang 2025): hard labels + DIST with β = γ = 2, T = 4, and as much of the embeddings. Their weight is ours."""
+    both = objectives.dist_plus(
+        pair.student_pooled or '', pair.teacher_pooled or '', beta=2.0, gamma=2.0, feature=1.0, temperature=4.0
+    )
+    return objectives.combine(hard=objectives.hard_labels(), relations=both)
+
+
 @on_layers
 def semckd(pair: Pair) -> Objective:
     """SemCKD (Chen 2021): hard labels + soft targets at T = 4 + 400 · attended distances of all pairs of stages."""

@@ -111,7 +111,10 @@ RESNETS = [architectures.ARCHITECTURES[name] for name in ('resnet8', 'resnet20')
 TOGETHER = sorted(set(RECIPES) - {'hint_in_two_stages', 'activation_boundary', 'factor_transfer'})
 # Whose published weights are louder on a fresh pair, 11 (SP, FT) to 61 times (FSP): embeddings of all images are still alike,
 # and hints, flows and attention far off. All other recipes keep within ten times.
-LOUD = {'attention_transfer', 'dist', 'factor_transfer_in_one_stage', 'fsp', 'hint', 'nst', 'rkd', 'similarity_preserving'}
+LOUD = {
+    *('attention_transfer', 'dist', 'dist_plus', 'factor_transfer_in_one_stage', 'fsp', 'hint', 'nst', 'rkd'),
+    'similarity_preserving',
+}
 # Whose gradient is smaller, and how small it may be. Near the teacher the Jensen-Shannon divergence is a quarter of the forward
 # one, and GKD takes it as it is. Ten times the weight of derivatives cost nine points on the digits: they grow in training.
 # Whose projectors begin further from the teacher than any other's: the published 400 is of that distance's mean square.

@@ -84,6 +84,12 @@ def alpha_beta_divergence(student, teacher, **options):
     return losses.alpha_beta_divergence(student, teacher, alpha=0.4, beta=0.3, **options)
 
 
+def dist_plus(student, teacher, **options):
+    """With the logits as features too. They are used twice: their gradients add up in float32."""
+    student, teacher = (x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in (student, teacher))
+    return losses.dist_plus(student, teacher, student, teacher, **options)
+
+
 def taid(student, teacher, **options):
     """Halfway."""
     return losses.taid(student, teacher, interpolation=0.5, **options)
@@ -102,6 +108,9 @@ CASES = {
     'weighted_soft_labels': Case(LOGITS, LOGITS, (3,), (3, 5), 1, labelled=True),
     'hard_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1),
     'dist': Case(LOGITS, LOGITS, (), (3, 5), 1),
+    'multi_level_logits': Case(LOGITS, LOGITS, (), (3, 5), 1),
+    'label_free_tuning': Case(LOGITS, LOGITS, (3,), (3, 5), 1, labelled=True),
+    'dist_plus': Case((4, 3), (4, 3), (), (4, 1), 0, call=dist_plus),
     'subset_soft_targets': Case(LOGITS, LOGITS, (3,), (3, 5), 1, call=subset_soft_targets),
     'linear_soft_targets': Case((4, 3), (4, 3), (4,), (4,), 0, call=linear_soft_targets),
     'reverse_kl': Case(LOGITS, LOGITS, (3,), (3, 5), 1),

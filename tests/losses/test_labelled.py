@@ -59,7 +59,31 @@ def weighted_soft_labels(s, t, label, temperature, *, weight=None):
     return temperature**2 * weight * cross_entropy(softmax(t, temperature), softmax(s, temperature))
 
 
-ORACLES = {f.__name__: f for f in (decoupled_kd, normalized_kd, weighted_soft_labels)}
+def label_free_tuning(s, t, label, temperature, *, threshold=0.2):
+    """T² KL from the teacher's distribution after it has been moved toward the label, by bisection, until that leads."""
+    p = softmax(t, temperature)
+
+    def lead(share):
+        moved = (1 - share) * p
+        moved[label] += share
+        return moved[label] - np.delete(moved, label).max(initial=0.0), moved
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        low, high = (low, (low + high) / 2) if lead((low + high) / 2)[0] >= threshold else ((low + high) / 2, high)
+    moved = p if lead(0.0)[0] >= threshold else lead(high)[1]
+    return temperature**2 * kl(np.log(moved), np.log(softmax(s, temperature)))
+
+
+def is_smooth(s, t, label, threshold=0.2, margin=1e-3):
+    del s
+    p = softmax(t)
+    others = np.sort(np.delete(p, label))
+    leads = others.size < 2 or others[-1] - others[-2] > margin
+    return leads and abs(p[label] - others.max(initial=0.0) - threshold) > margin
+
+
+ORACLES = {f.__name__: f for f in (decoupled_kd, normalized_kd, weighted_soft_labels, label_free_tuning)}
 every_loss = pytest.mark.parametrize('name', list(ORACLES))
 
 
@@ -99,9 +123,12 @@ def test_values_and_gradients_equal_the_oracle_under_any_mask(name, student, tea
     constants = {'weight': by_rows(weight_of_soft_labels, s, t, labels, where)} if name == 'weighted_soft_labels' else {}
     oracle = functools.partial(by_rows, oracle, labels=labels, where=where, **constants)
     references = row_gradient(lambda x: oracle(x, t), s), row_gradient(lambda x: oracle(s, x), t)
-    for gradient, reference in zip(gradients, references, strict=True):
+    smooth = np.ones(ROWS, bool)
+    if name == 'label_free_tuning':  # which has no derivative where two other classes lead, or the label just leads enough
+        smooth = by_rows(is_smooth, s / temperature, t / temperature, labels, where) > 0
+    for gradient, reference, kept in zip(gradients, references, (np.ones(ROWS, bool), smooth), strict=True):
         tolerance = 1e-5 * max(1.0, np.abs(reference).max())
-        np.testing.assert_allclose(gradient.reshape(ROWS, CLASSES), reference, rtol=1e-5, atol=tolerance)
+        np.testing.assert_allclose(gradient.reshape(ROWS, CLASSES)[kept], reference[kept], rtol=1e-5, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +137,7 @@ def test_values_and_gradients_equal_the_oracle_under_any_mask(name, student, tea
         ('decoupled_kd', 4.0, {'alpha': 0.7, 'beta': 3.0}),
         ('normalized_kd', 1.0, {'gamma': 0.3}),
         ('weighted_soft_labels', 2.0, {}),
+        ('label_free_tuning', 1.0, {'threshold': 0.6}),
     ],
 )
 def test_defaults_are_the_published_ones_and_weights_weigh(name, temperature, options):
@@ -297,3 +325,37 @@ def test_a_row_of_minus_infinity_is_uniform_among_the_other_classes(temperature)
     value = losses.decoupled_kd(student, teacher, np.array([0]), alpha=0.0, beta=1.0, temperature=temperature)
     expected = losses.soft_targets(np.zeros((1, 2), np.float32), teacher[:, 1:], temperature=temperature)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@EXAMPLES
+@given(LOGITS, LABELS, TEMPERATURES)
+def test_a_student_that_leads_by_just_the_threshold_pays_nothing_for_label_free_tuning(teacher, labels, temperature):
+    """The corrected distribution itself, whose label leads by τ or by the teacher's own gap."""
+    corrected = np.empty((ROWS, CLASSES))
+    for i, label in enumerate(labels):
+        p = softmax(teacher[i], temperature)
+        gap = p[label] - np.delete(p, label).max()
+        share = max(0.0, (0.3 - gap) / (1 - gap)) if gap < 1 else 0.0
+        corrected[i] = (1 - share) * p + share * np.eye(CLASSES)[label]
+        lead = corrected[i, label] - np.delete(corrected[i], label).max()
+        np.testing.assert_allclose(lead, max(0.3, gap), rtol=1e-6)
+    student = (temperature * np.log(corrected)).astype(np.float32)
+    values = values_of('label_free_tuning', student, teacher, labels, temperature, threshold=0.3)
+    np.testing.assert_allclose(values, np.zeros(ROWS), atol=1e-5 * temperature**2)
+
+
+@EXAMPLES
+@given(LOGITS, LOGITS, LABELS)
+def test_label_free_tuning_is_soft_targets_at_threshold_zero_of_a_teacher_that_is_right(student, teacher, labels):
+    teacher[np.arange(ROWS), labels] = teacher.max(-1) + 1
+    values = values_of('label_free_tuning', student, teacher, labels, 2.0, threshold=0.0)
+    np.testing.assert_allclose(values, jax.jit(losses.soft_targets)(student, teacher, temperature=2.0), rtol=1e-5, atol=1e-6)
+
+
+def test_label_free_tuning_at_threshold_one_is_the_cross_entropy_with_finite_gradients():
+    student, teacher = np.random.default_rng(0).normal(size=(2, ROWS, CLASSES)).astype(np.float32)
+    labels = np.array([0, 1, 2, 4])
+    values, *gradients = value_and_gradients('label_free_tuning', student, teacher, labels, 1.0, threshold=1.0)
+    expected = [-np.log(softmax(z)[y]) for z, y in zip(student, labels, strict=True)]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert all(np.all(np.isfinite(gradient)) for gradient in gradients)

@@ -43,8 +43,17 @@ LOSSES = (
     table(
         *(BATCH, 5),
         names=(
-            *('soft_targets', 'logit_mse', 'hard_targets', 'dist', 'reverse_kl', 'jensen_shannon', 'skewed_kl'),
-            *('skewed_reverse_kl', 'total_variation', 'adaptive_kl'),
+            *(
+                'soft_targets',
+                'logit_mse',
+                'hard_targets',
+                'dist',
+                'multi_level_logits',
+                'reverse_kl',
+                'jensen_shannon',
+                'skewed_kl',
+            ),
+            *('skewed_reverse_kl', 'total_variation', 'adaptive_kl', 'multi_level_logits'),
         ),
         call=lambda loss, s, t, y, w: loss(s, t, where=w[:, None]),
     )
@@ -55,7 +64,7 @@ LOSSES = (
     )
     | table(
         *(BATCH, 5),
-        names=('decoupled_kd', 'normalized_kd', 'weighted_soft_labels'),
+        names=('decoupled_kd', 'normalized_kd', 'weighted_soft_labels', 'label_free_tuning'),
         call=lambda loss, s, t, y, w: loss(s, t, y),
     )
     | table(
@@ -69,6 +78,7 @@ LOSSES = (
         top_k_jensen_shannon=lambda s, t, y, w: losses.top_k_jensen_shannon(s, t[:, :2], jnp.stack([y, 4 - y], 1) % 5, t[:, 2]),
         top_k_from_log_probabilities=lambda s, t, y, w: losses.top_k_from_log_probabilities(jax.nn.log_softmax(t)[:, :2]),
         alpha_beta_divergence=lambda s, t, y, w: losses.alpha_beta_divergence(s, t, alpha=0.4, beta=0.3, where=w[:, None]),
+        dist_plus=lambda s, t, y, w: losses.dist_plus(s, t, s * s, t * t, where=w[:, None]),
         taid=lambda s, t, y, w: losses.taid(s, t, interpolation=0.5, where=w[:, None]),
         universal_logit=lambda s, t, y, w: losses.universal_logit(s, t[:, :3]),
         sampled_reverse_kl=lambda s, t, y, w: losses.sampled_reverse_kl(-s * s, -t * t, where=w[:, None]),
@@ -132,6 +142,8 @@ OF_THE_BATCH = {
     'crd_normalizer',
     'crd_update_memory',
     'dist',
+    'dist_plus',
+    'multi_level_logits',
     'diversity',
     'info_nce',
     'instance_graph',
