@@ -36,7 +36,10 @@ def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) ->
     """Puts a pure function behind a network's logits.
 
     `lambda logits: logits.reshape(-1, 2, 10)` makes two tasks of a network with 20 classes, `lambda logits: logits[:, 0]` is
-    the first task of a network with several, `lambda logits: logits + shift` moves its biases.
+    the first task of a network with several, `lambda logits: logits + shift` moves its biases. Of a network that ends in a
+    softmax, `jax.numpy.log` makes logits: they differ by a constant that no softmax sees. Of one that ends in a sigmoid,
+    `jax.scipy.special.logit` does, and one yes or no for each example becomes two classes by
+    `lambda p: jnp.log(jnp.stack([1 - p, p], axis=-1))`.
 
     Args:
       network: the network; its features stay as they are.

@@ -1,5 +1,6 @@
 """The table of all losses: what shapes each takes, what its mask means, and how it is called and differentiated."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -189,12 +190,25 @@ every_loss = pytest.mark.parametrize('name', list(CASES))
 every_loss_with_an_axis = pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.has_axis])
 
 
+def call_by_name(name, student, teacher, *labels, **options):
+    """Calls a loss as it is."""
+    return (CASES[name].call or getattr(losses, name))(student, teacher, *labels, **options)
+
+
 def call(name, student, teacher, labels=LABELS, **options):
     """Calls a loss, with labels if it takes any."""
     case = CASES[name]
     if not case.has_axis:
         options.pop('axis', None)
     return (case.call or getattr(losses, name))(student, teacher, *([labels] if case.labelled else []), **options)
+
+
+LOSSES = {name: functools.partial(call_by_name, name) for name in CASES}
+
+
+def arguments(name, *, seed=0):
+    """Student, teacher, and labels if the loss takes any."""
+    return *inputs(name, seed=seed), *([LABELS] if CASES[name].labelled else [])
 
 
 def value_and_gradients(name, student, teacher, labels=LABELS, where=None, axis=-1):

@@ -12,10 +12,12 @@ from helpers.loss_table import (
     CASES,
     LABELS,
     LOGITS,
+    LOSSES,
     OF_BATCH_STATISTICS,
     ON_LOGITS,
     ON_SIGNS,
     OTHERS,
+    arguments,
     assert_refused,
     assert_same,
     call,
@@ -24,12 +26,12 @@ from helpers.loss_table import (
     every_loss_with_an_axis,
     everything,
     inputs,
-    value_and_gradients,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from kdjax import losses
+from kdjax import losses, testing
+
+# Losses that take a part of their inputs as numbers: weights, a mixture's own part, attention, a constant.
+WITH_STOPPED_GRADIENTS = {'adaptive_kl', 'crd', 'fbkd', 'taid', 'weighted_soft_labels'}
 
 
 def test_every_public_loss_is_under_this_contract():
@@ -49,27 +51,29 @@ def test_signature_is_student_teacher_labels_and_keywords(name):
 
 @every_loss
 def test_half_precision_equals_float32_of_the_inputs_upcast_first(name):
-    """Exactly: it costs what rounding the inputs costs, and no more. The two networks may differ in precision."""
-    rounded = [jnp.asarray(x, dtype) for x, dtype in zip(inputs(name), ('bfloat16', 'float16'), strict=True)]
-    values, *gradients = compiled(name, *rounded)
-    expected, *expected_gradients = compiled(name, *(np.float32(x) for x in rounded))
-    assert values.dtype == expected.dtype == jnp.float32
-    assert values.shape == expected.shape == CASES[name].result
-    np.testing.assert_array_equal(values, expected)
-    for gradient, reference, x in zip(gradients, expected_gradients, rounded, strict=True):
-        assert gradient.dtype == x.dtype
-        np.testing.assert_array_equal(gradient, reference.astype(x.dtype))
+    testing.check_precision(LOSSES[name], *arguments(name))
 
 
 @every_loss
 def test_eager_jit_and_vmap_agree_on_values_and_gradients(name):
-    """A mask that keeps everything changes nothing either."""
-    student, teacher = inputs(name, leading=(2,))
-    mapped = jax.device_get(jax.jit(jax.vmap(functools.partial(value_and_gradients, name)))(student, teacher))
-    for i in range(2):
-        eager = jax.device_get(value_and_gradients(name, jnp.asarray(student[i]), jnp.asarray(teacher[i])))
-        assert_same([x[i] for x in mapped], eager)
-        assert_same(compiled(name, student[i], teacher[i], where=everything(name)), eager)
+    testing.check_transformations(LOSSES[name], *arguments(name))
+
+
+@every_loss
+def test_results_are_one_value_per_example_or_a_scalar_and_a_whole_mask_changes_nothing(name):
+    values, *gradients = compiled(name, *inputs(name))
+    assert values.shape == CASES[name].result
+    assert_same(compiled(name, *inputs(name), where=everything(name)), [values, *gradients])
+
+
+@pytest.mark.parametrize('name', [name for name in CASES if name not in WITH_STOPPED_GRADIENTS])
+def test_gradients_are_those_of_the_values(name):
+    testing.check_gradient(LOSSES[name], *arguments(name))
+
+
+@every_loss
+def test_values_and_gradients_are_finite_at_extremes(name):
+    testing.check_extremes(LOSSES[name], *arguments(name))
 
 
 @every_loss
@@ -98,19 +102,9 @@ def random_mask(name):
 @every_loss_with_an_axis
 def test_axis_equals_moveaxis(name):
     """With channels in second place as in NCHW, or first where there are two axes; a mask has the layout of what it masks."""
-    student, teacher = inputs(name)
-    where = random_mask(name)
+    student, *rest = arguments(name)
     axis = 1 if student.ndim == 4 else 0
-    moved_where = np.moveaxis(where, -1, axis) if where.ndim == student.ndim else where
-    moved = [np.moveaxis(x, -1, axis) for x in (student, teacher)]
-    values, *gradients = compiled(name, *moved, where=moved_where, axis=axis)
-    assert_same([values, *(np.moveaxis(x, axis, -1) for x in gradients)], compiled(name, student, teacher, where=where))
-
-
-@every_loss
-def test_a_mask_that_keeps_nothing_gives_zero_and_zero_gradients(name):
-    for result in compiled(name, *inputs(name), where=~everything(name)):
-        np.testing.assert_array_equal(result, np.zeros(result.shape))
+    testing.check_axis(LOSSES[name], student, *rest, axis=axis, where=random_mask(name))
 
 
 def hidden(name, x, where):
@@ -226,28 +220,12 @@ def test_classes_that_one_network_rules_out_have_finite_gradients_in_half_precis
 
 
 @every_loss
-@settings(max_examples=5, deadline=None, derandomize=True, database=None)
-@given(data=st.data())
-def test_where_equals_slicing(name, data):
+@pytest.mark.parametrize('seed', range(3))
+def test_where_equals_slicing(name, seed):
     """Of classes for logits, of rows for images, of examples for relations, of tokens for sequences; values and gradients."""
     case = CASES[name]
-    axes = np.atleast_1d(case.sliced_axis)
-    mask_axis, size = axes[0] if case.mask_axis is None else case.mask_axis, case.student[axes[0]]
-    keep = np.isin(np.arange(size), data.draw(st.permutations(range(size)))[:3])
-    where = np.broadcast_to(keep.reshape([size if i == mask_axis else 1 for i in range(len(case.mask))]), case.mask)
-    student, teacher = inputs(name, seed=data.draw(st.integers(0, 2**32 - 1)))
-    masked = compiled(name, student, teacher, np.flatnonzero(keep).astype(np.int32), where=where)
-
-    def kept(x):
-        return functools.reduce(lambda x, axis: np.compress(keep, x, axis), axes, x)
-
-    sliced = compiled(name, kept(student), kept(teacher), np.arange(3, dtype=np.int32))
-    values = kept(masked[0]) if case.result == case.mask else masked[0]  # of the examples themselves, some are sliced away
-    assert_same([values, *map(kept, masked[1:])], sliced)
-    for gradient in masked[1:]:
-        for axis in axes:
-            dropped = np.compress(~keep, gradient, axis)
-            np.testing.assert_array_equal(dropped, np.zeros(dropped.shape))
+    masked = {'axis': case.sliced_axis, 'where_shape': case.mask, 'where_axis': case.mask_axis}
+    testing.check_where(LOSSES[name], *arguments(name, seed=seed), seed=seed, **masked)
 
 
 @every_loss
