@@ -54,8 +54,8 @@ def dist(
     numerics.check_scalars('dist', beta=beta, gamma=gamma)
     log_s, log_t, where = numerics.log_probabilities('dist', student, teacher, temperature, axis, where)
     where = jnp.ones(log_s.shape, jnp.bool_) if where is None else where
-    rows = tuple(x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), where))
-    return jnp.square(jnp.asarray(temperature, jnp.float32)) * _relations(*rows, beta, gamma)
+    p_s, p_t, where = (x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), where))
+    return jnp.square(jnp.asarray(temperature, jnp.float32)) * _relations(p_s, p_t, where, beta, gamma)
 
 
 @on_any_mesh
@@ -114,11 +114,11 @@ def dist_plus(
     of_features = jnp.broadcast_to(numerics.leading_mask('dist_plus', examples, shape), shape)
     # What is masked may be infinite, and differences of it would not be masked again.
     found = (jnp.where(of_features, numerics.finite_or_nan(x), 0.0) for x in features)
-    rows = tuple(x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), kept))
-    feature_rows = tuple(x.reshape(-1, shape[-1]) for x in (*found, of_features))
+    p_s, p_t, kept = (x.reshape(-1, log_s.shape[-1]) for x in (jnp.exp(log_s), jnp.exp(log_t), kept))
+    f_s, f_t, of_features = (x.reshape(-1, shape[-1]) for x in (*found, of_features))
     feature, temperature = (jnp.asarray(x, jnp.float32) for x in (feature, temperature))
-    predictions = jnp.square(temperature) * _relations(*rows, beta, gamma)
-    return predictions + feature * _relations(*feature_rows, beta, gamma)
+    predictions = jnp.square(temperature) * _relations(p_s, p_t, kept, beta, gamma)
+    return predictions + feature * _relations(f_s, f_t, of_features, beta, gamma)
 
 
 def _relations(x: jax.Array, y: jax.Array, where: jax.Array, beta: ArrayLike, gamma: ArrayLike) -> jax.Array:
