@@ -27,6 +27,7 @@ TESTS = pathlib.Path(__file__).parent
 SLOW = (
     'experiments',
     'export/test_artefact.py',
+    'generation/test_sampling.py',
     'losses/test_channels.py',
     'losses/test_contrastive.py',
     'losses/test_derivatives.py',
@@ -37,6 +38,7 @@ SLOW = (
     'losses/test_unsupervised.py',
     'losses/test_vocabularies.py',
     'models/test_convolutions.py',
+    'models/test_decoder.py',
     'models/test_families.py',
     'models/test_light_models.py',
     'models/test_models.py',

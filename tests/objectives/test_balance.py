@@ -103,6 +103,13 @@ def test_the_temperature_climbs_what_the_student_descends(variant):
     for share, step in ((0.0, 0), (0.5, 5), (1.0, 1000)):
         for x, whole in zip(jax.tree.leaves(by_step[step]), jax.tree.leaves(by_step[10]), strict=True):
             np.testing.assert_allclose(x, share * np.asarray(whole), rtol=1e-5, atol=1e-9)
+    if variant == 'global':
+
+        def plain(theta):
+            temperature = 1 + 20 * jax.nn.sigmoid(theta)
+            return jnp.mean(losses.soft_targets(STUDENT.logits, TEACHER.logits, temperature=temperature))
+
+        np.testing.assert_allclose(*jax.tree.leaves(by_step[10]), -jax.grad(plain)(jnp.float32(1)), rtol=1e-5)
     harder = optax.tree.add_scale(params, -0.1, by_step[10])
     (before, _), _ = gradient(objective, params, state, STUDENT, 10)
     (after, _), _ = gradient(objective, harder, state, STUDENT, 10)
