@@ -64,6 +64,7 @@ SLOW = (
     'quantization/test_fake_quantize_network.py',
     'quantization/test_learned_step.py',
     'quantization/test_quantize_network.py',
+    'regimes/test_on_policy.py',
     'test_docs.py',
     'test_notebooks.py',
     'test_readme.py',

@@ -6,7 +6,8 @@ A decoder here is a `Network` that keeps a cache as its state, such as
 earlier ones. All functions are pure, of fixed shapes, and may be jitted.
 """
 
+from kdjax.generation._completions import completions
 from kdjax.generation._sample import Generated, sample
 from kdjax.generation._speculative import Speculated, speculative_sample
 
-__all__ = ['Generated', 'Speculated', 'sample', 'speculative_sample']
+__all__ = ['Generated', 'Speculated', 'completions', 'sample', 'speculative_sample']

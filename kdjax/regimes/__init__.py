@@ -1,4 +1,4 @@
-"""Ways to train that are more than a loop over batches: expectation maximization, and clients that keep their data."""
+"""Ways to train beyond a loop over given batches: expectation maximization, clients that keep their data, text of one's own."""
 
 from kdjax.regimes._expectation_maximization import (
     Bounds,
@@ -8,6 +8,7 @@ from kdjax.regimes._expectation_maximization import (
     until_convergence,
 )
 from kdjax.regimes._federated import average_clients, client_mesh, client_updates
+from kdjax.regimes._on_policy import on_policy
 
 __all__ = [
     'Bounds',
@@ -17,5 +18,6 @@ __all__ = [
     'client_mesh',
     'client_updates',
     'expectation_maximization',
+    'on_policy',
     'until_convergence',
 ]
