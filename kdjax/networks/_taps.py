@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.networks._linear_logits import dense_logits
 from kdjax.networks._network import Network, Outputs, as_paths, select_features
 from kdjax.paths import leaves_with_paths
 
@@ -98,7 +99,7 @@ def tap_jacobian(network: Network, directions: jax.Array | None = None) -> Netwo
             outputs, state = network.apply(variables, inputs, train=train, rng=rng)
             if outputs.logits is None:
                 raise ValueError('tap_jacobian: the network gives no logits')
-            return outputs.logits, (outputs, state)
+            return dense_logits(outputs.logits), (outputs, state)
 
         found = inputs.dtype if isinstance(inputs, jax.Array | np.ndarray) else type(inputs).__name__
         if not isinstance(found, np.dtype) or not jnp.issubdtype(found, jnp.floating):

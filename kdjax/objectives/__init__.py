@@ -11,6 +11,7 @@ A term has the name of the loss in `kdjax.losses` that it lifts; `from_function`
 
 from kdjax.batches import Batch
 from kdjax.objectives._arguments import batch_mean
+from kdjax.objectives._by_position import by_position
 from kdjax.objectives._cat_kd import cat_kd
 from kdjax.objectives._combinators import constraint, from_recorded_logits, in_stages, over_positions
 from kdjax.objectives._contrastive import crd, info_nce
@@ -87,6 +88,7 @@ __all__ = [
     'binary_labels',
     'binary_soft_targets',
     'bounded_regression',
+    'by_position',
     'cat_kd',
     'channel_wise',
     'combine',
