@@ -10,7 +10,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax.batches import Batch, counts
 from kdjax.meshes import varying_alike
@@ -58,7 +58,7 @@ def sum_in_chunks(function: Callable[..., Any], outputs: Sequence[Outputs], batc
         logits, entries = tree
         return function(*map(Outputs, logits), entries)
 
-    return _run(own_sums, (logits, entries), min(x.chunk for x in linear), joined=False)
+    return _run(own_sums, (logits, entries), min(x.chunk for x in linear), joined=False, mesh=_mesh_of((outputs, batch)))
 
 
 def map_in_chunks(function: Callable[[jax.Array], Any], logits: Any) -> Any:
@@ -76,7 +76,7 @@ def map_in_chunks(function: Callable[[jax.Array], Any], logits: Any) -> Any:
     if not isinstance(logits, LinearLogits):
         return function(logits)
     positions = logits.shape[:-1]
-    values = _run(function, _cut(logits, positions, None), logits.chunk, joined=True)
+    values = _run(function, _cut(logits, positions, None), logits.chunk, joined=True, mesh=_mesh_of(logits))
     return jax.tree.map(lambda x: x.reshape(*positions, *x.shape[1:]), values)
 
 
@@ -112,7 +112,7 @@ def _cut(x: Any, positions: tuple[int, ...], where: jax.Array | None) -> Any:
     return None
 
 
-def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, joined: bool) -> Any:
+def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, joined: bool, mesh: Any) -> Any:
     """A function of arrays [positions, ...] and `LinearLogits`, in chunks on each device; joined or added up."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, LinearLogits))
     rows = [x.hidden if isinstance(x, LinearLogits) else x for x in leaves]
@@ -130,7 +130,6 @@ def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, joined: bool)
         ]
         return function(jax.tree.unflatten(structure, filled))
 
-    mesh = next((m for x in rows if (m := jax.typeof(x).sharding.mesh).axis_names), None)
     axes = _batch_axes(mesh) if mesh is not None else ()
     if not axes:
         return _loop(of_chunk, factors, rows, chunk, joined=joined)
@@ -150,6 +149,17 @@ def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, joined: bool)
     )
     values = jax.jit(on_devices)(factors, rows)
     return jax.tree.map(lambda x: x[:total], values) if joined else values
+
+
+def _mesh_of(tree: Any) -> Any:
+    """The mesh that the arrays of a tree are on, as their values or, where they are traced, their types say; None without."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array):
+            # An array that a program holds as a constant has devices, and the program none before it is compiled.
+            sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else x.sharding
+            if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names:
+                return sharding.mesh
+    return None
 
 
 def _batch_axes(mesh: Any) -> tuple[str, ...]:

@@ -54,6 +54,5 @@ def mixed_labels(*, ignore: int | None = None) -> Objective:
         both = jnp.where(kept, jnp.maximum(labels, other), -1)
         return batch_mean(nan_outside(optax.losses.softmax_cross_entropy(logits, targets), both, classes), batch, kept)
 
-    return with_check(
-        by_position(from_function(name, cross_entropy)), labels_check(name, 'labels', 'other_labels', ignore=ignore)
-    )
+    objective = by_position(from_function(name, cross_entropy))
+    return with_check(objective, labels_check(name, 'labels', 'other_labels', ignore=ignore))
