@@ -23,8 +23,8 @@ def sum_in_chunks(function: Callable[..., Any], outputs: Sequence[Outputs], batc
 
     The function gets arrays for logits, of `chunk` positions [positions, classes], no features, and what the batch says of
     these positions: entries [batch, ..., more] as [positions, more], and those of fewer axes once for each position. What does
-    not count has hidden states of 0. Each chunk is computed again for its gradient. With no `LinearLogits` among the outputs and
-    the entries of the batch it is the plain call.
+    not count has hidden states of 0. Each chunk is computed again for its gradient. Without `LinearLogits` among the outputs
+    and the entries of the batch it is the plain call.
 
     Of arrays on a mesh whose axes are Auto, every device computes the chunks of its own positions: it has the whole kernel, of
     which the gradient is summed over the devices once, at the end.
@@ -47,7 +47,7 @@ def sum_in_chunks(function: Callable[..., Any], outputs: Sequence[Outputs], batc
     if not linear:
         return function(*outputs, batch)
     positions = linear[0].shape[:-1]
-    _check_shapes(function, outputs, batch)
+    shapes = _shapes_of_sums(function, outputs, batch)
     where = counts(batch, positions)
     entries = {name: each for name, x in batch.items() if (each := _cut(x, positions, where)) is not None}
     # Padding, and the mask that says so, where the last chunk is not full.
@@ -58,7 +58,7 @@ def sum_in_chunks(function: Callable[..., Any], outputs: Sequence[Outputs], batc
         logits, entries = tree
         return function(*map(Outputs, logits), entries)
 
-    return _run(own_sums, (logits, entries), min(x.chunk for x in linear), joined=False, mesh=_mesh_of((outputs, batch)))
+    return _run(own_sums, (logits, entries), min(x.chunk for x in linear), shapes=shapes, mesh=_mesh_of((outputs, batch)))
 
 
 def map_in_chunks(function: Callable[[jax.Array], Any], logits: Any) -> Any:
@@ -76,16 +76,16 @@ def map_in_chunks(function: Callable[[jax.Array], Any], logits: Any) -> Any:
     if not isinstance(logits, LinearLogits):
         return function(logits)
     positions = logits.shape[:-1]
-    values = _run(function, _cut(logits, positions, None), logits.chunk, joined=True, mesh=_mesh_of(logits))
+    values = _run(function, _cut(logits, positions, None), logits.chunk, shapes=None, mesh=_mesh_of(logits))
     return jax.tree.map(lambda x: x.reshape(*positions, *x.shape[1:]), values)
 
 
-def _check_shapes(function: Callable[..., Any], outputs: Sequence[Outputs], batch: Batch) -> None:
-    """Has the function say what does not fit, in terms of the whole batch and not of a chunk."""
+def _shapes_of_sums(function: Callable[..., Any], outputs: Sequence[Outputs], batch: Batch) -> Any:
+    """The shapes of the sums. What does not fit, the function says here, in terms of the whole batch and not of a chunk."""
     whole = [None if own.logits is None else jax.ShapeDtypeStruct(own.logits.shape, own.logits.dtype) for own in outputs]
     entries = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, LinearLogits) else x for name, x in batch.items()}
     arrays = {name: x for name, x in entries.items() if _is_array(x)}
-    jax.eval_shape(lambda logits, arrays: function(*map(Outputs, logits), {**entries, **arrays}), whole, arrays)
+    return jax.eval_shape(lambda logits, arrays: function(*map(Outputs, logits), {**entries, **arrays}), whole, arrays)
 
 
 def _is_array(x: Any) -> bool:
@@ -112,8 +112,8 @@ def _cut(x: Any, positions: tuple[int, ...], where: jax.Array | None) -> Any:
     return None
 
 
-def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, joined: bool, mesh: Any) -> Any:
-    """A function of arrays [positions, ...] and `LinearLogits`, in chunks on each device; joined or added up."""
+def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, shapes: Any, mesh: Any) -> Any:
+    """A function of arrays [positions, ...] and `LinearLogits`, in chunks on each device; sums of these shapes, or joined."""
     leaves, structure = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, LinearLogits))
     rows = [x.hidden if isinstance(x, LinearLogits) else x for x in leaves]
     total = len(rows[0])
@@ -131,11 +131,12 @@ def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, joined: bool,
         return function(jax.tree.unflatten(structure, filled))
 
     axes = _batch_axes(mesh) if mesh is not None else ()
+    joined = shapes is None
     if not axes:
-        return _loop(of_chunk, factors, rows, chunk, joined=joined)
+        return _loop(of_chunk, factors, rows, chunk, shapes)
 
     def local(factors: Any, rows: Any) -> Any:
-        values = _loop(of_chunk, factors, rows, chunk, joined=joined)
+        values = _loop(of_chunk, factors, rows, chunk, shapes)
         return values if joined else jax.lax.psum(values, axes)
 
     split = PartitionSpec(axes)
@@ -174,8 +175,8 @@ def _padded(rows: Any, number: int) -> Any:
     return jax.tree.map(lambda x: jnp.pad(x, ((0, number), *((0, 0),) * (x.ndim - 1))), rows) if number else rows
 
 
-def _loop(function: Callable[..., Any], factors: Any, rows: Any, chunk: int, *, joined: bool) -> Any:
-    """`function(factors, rows)` for so many rows at a time, joined or added up; the gradient computes every chunk again."""
+def _loop(function: Callable[..., Any], factors: Any, rows: Any, chunk: int, shapes: Any) -> Any:
+    """`function(factors, rows)` for so many rows at a time; the gradient computes every chunk again."""
     # Alike before the loop: what all devices have gets a gradient that is summed over them after it, not in every turn.
     factors, rows = varying_alike((factors, rows))
     total = len(rows[0])
@@ -190,12 +191,13 @@ def _loop(function: Callable[..., Any], factors: Any, rows: Any, chunk: int, *, 
     if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((factors, cut))):
         # Outside of `jit`, where the function can see the values, say which of them are wrong, and nothing need be compiled.
         values = [function(factors, [x[i] for x in cut]) for i in range(blocks)]
-        return jax.tree.map(lambda *x: rejoined(jnp.stack(x, axis=1)) if joined else functools.reduce(jnp.add, x), *values)
+        return jax.tree.map(
+            lambda *x: rejoined(jnp.stack(x, axis=1)) if shapes is None else functools.reduce(jnp.add, x), *values
+        )
     once = functools.partial(jax.checkpoint, prevent_cse=False)(function)  # in a loop there is nothing to prevent
-    if joined:
+    if shapes is None:
         values = jax.lax.map(lambda part: once(factors, part), cut)
         return jax.tree.map(lambda x: rejoined(x.swapaxes(0, 1)), values)
-    shapes = jax.eval_shape(function, factors, [x[0] for x in cut])
     zeros, _ = varying_alike((jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), rows))
 
     def add(sums: Any, part: Any) -> tuple[Any, None]:

@@ -41,8 +41,8 @@ def tap_logits(network: Network) -> Network:
 def tap_parameters(network: Network, paths: str | tuple[str, ...]) -> Network:
     """Adds parameters to a network's features, for objectives that need them beside activations.
 
-    Such are the kernel of a head whose logits should never exist (`objectives.linear_soft_targets`), or the scale and bias of a
-    batch norm (`objectives.overhaul`). Gradients flow into the student's.
+    Such are the scale and bias of a batch norm (`objectives.overhaul`), or the kernel of a head (`objectives.cat_kd`).
+    Gradients flow into the student's.
 
     Args:
       network: the network.

@@ -14,7 +14,7 @@ from kdjax.batches import Batch
 from kdjax.metrics import Average
 from kdjax.networks import Outputs, dense_logits
 from kdjax.numerics import LOG_ZERO
-from kdjax.objectives._arguments import batch_mean, require_entry, require_feature, require_logits
+from kdjax.objectives._arguments import batch_mean, require_entry, require_logits
 from kdjax.objectives._by_position import by_position
 from kdjax.objectives._labels import check_classes, class_labels, labels_check, nan_outside
 from kdjax.objectives._objective import Objective, Term, Weight, from_function, with_check
@@ -296,31 +296,6 @@ def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
       temperature: the one that `rest` was computed with.
     """
     return _on_largest(losses.top_k_soft_targets, temperature)
-
-
-def linear_soft_targets(
-    student_hidden: str, student_kernel: str, teacher_hidden: str, teacher_kernel: str, *, temperature: Weight = 4.0
-) -> Objective:
-    """Soft targets between heads so wide that their logits should never exist: `losses.linear_soft_targets`.
-
-    Args:
-      student_hidden: path of the student's feature [batch, ..., width] that enters its head.
-      student_kernel: path of the head's kernel [width, classes]; `networks.tap_parameters` makes it a feature.
-      teacher_hidden: as the student's.
-      teacher_kernel: as the student's.
-      temperature: a number or a schedule.
-    """
-    name = 'linear_soft_targets'
-
-    def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        paths = (student_hidden, student_kernel), (teacher_hidden, teacher_kernel)
-        sides = ('student', student, paths[0]), ('teacher', teacher, paths[1])
-        arrays = [require_feature(name, side, outputs, path) for side, outputs, each in sides for path in each]
-        # A kernel may have as many rows as there are examples, and has no positions.
-        arrays[::2] = (counted_logits(batch, hidden) for hidden in arrays[::2])
-        return losses.linear_soft_targets(*arrays, **hyperparameters)
-
-    return from_function(name, loss, temperature=temperature)
 
 
 def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hyperparameters: Any) -> Objective:
