@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax.batches import Batch, counts
 from kdjax.meshes import varying_alike
-from kdjax.networks._linear_logits import LinearLogits, dense_logits
+from kdjax.networks._linear_logits import LinearLogits, chunk_logits
 from kdjax.networks._network import Outputs
 
 
@@ -119,14 +119,13 @@ def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, shapes: Any, 
     total = len(rows[0])
     # Whole in every chunk: kernels and biases. In float32, in which their gradients are then added up over the chunks.
     factors = [(x.kernel, x.bias) if isinstance(x, LinearLogits) else None for x in leaves]
-    dtypes = jax.tree.map(lambda x: x.dtype, factors)
+    dtypes = [x.kernel.dtype if isinstance(x, LinearLogits) else None for x in leaves]
     factors = jax.tree.map(lambda x: x.astype(jnp.float32), factors)
 
     def of_chunk(factors: Any, rows: Any) -> Any:
-        logits = jax.tree.map(lambda x, dtype: x.astype(dtype), factors, dtypes)
         filled = [
-            x if pair is None else dense_logits(dataclasses.replace(leaf, hidden=x, kernel=pair[0], bias=pair[1]))
-            for leaf, pair, x in zip(leaves, logits, rows, strict=True)
+            x if pair is None else chunk_logits(dataclasses.replace(leaf, hidden=x, kernel=pair[0], bias=pair[1]), dtype)
+            for leaf, pair, x, dtype in zip(leaves, factors, rows, dtypes, strict=True)
         ]
         return function(jax.tree.unflatten(structure, filled))
 

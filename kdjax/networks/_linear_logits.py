@@ -82,17 +82,56 @@ def dense_logits(logits: Any) -> jax.Array:
     """
     if not isinstance(logits, LinearLogits):
         return logits
-    x, kernel = logits.hidden, logits.kernel
+    return _finished(logits, _product(logits.hidden, logits.kernel, logits.transposed))
+
+
+def chunk_logits(logits: LinearLogits, dtype: Any) -> jax.Array:
+    """`dense_logits` of a kernel in float32 whose numbers are of `dtype`, for chunks over which its gradient is added up.
+
+    The product is that of the halves, where both factors are; the gradient of the kernel, and the products that make it, are in
+    float32, and so not rounded for every chunk.
+    """
+    if logits.hidden.dtype == dtype != jnp.float32:
+        return _finished(logits, _half_product(logits.transposed, logits.hidden, logits.kernel))
+    return dense_logits(logits)
+
+
+def _finished(logits: LinearLogits, result: jax.Array) -> jax.Array:
+    """Logits from the product of their factors."""
+    if logits.bias is not None:
+        result = result + logits.bias.astype(jnp.float32).reshape((1,) * (result.ndim - 1) + (-1,))
+    return result if logits.softcap is None else logits.softcap * jnp.tanh(result / logits.softcap)
+
+
+def _product(x: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
+    """The product of hidden states and a kernel, summed in float32."""
     if x.dtype != kernel.dtype:
         common = jnp.promote_types(x.dtype, kernel.dtype)
         x, kernel = x.astype(common), kernel.astype(common)
-    axes = ((x.ndim - 1,), (1 if logits.transposed else 0,)), ((), ())
-    result = jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.float32)
-    if logits.bias is not None:
-        result = result + logits.bias.astype(jnp.float32).reshape((1,) * (result.ndim - 1) + (-1,))
-    if logits.softcap is not None:
-        result = logits.softcap * jnp.tanh(result / logits.softcap)
-    return result
+    axes = ((x.ndim - 1,), (1 if transposed else 0,)), ((), ())
+    return jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _half_product(transposed: bool, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_product` of hidden states [positions, width] in half precision and a kernel in float32 that is cast to theirs."""
+    return _product(x, kernel.astype(x.dtype), transposed)
+
+
+def _half_product_forward(transposed: bool, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _half_product(transposed, x, kernel), (x, kernel)
+
+
+def _half_product_backward(
+    transposed: bool, factors: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = factors
+    full = x.astype(jnp.float32)
+    of_kernel = jnp.matmul(cotangent.T, full) if transposed else jnp.matmul(full.T, cotangent)
+    return _product(cotangent, kernel, not transposed).astype(x.dtype), of_kernel
+
+
+_half_product.defvjp(_half_product_forward, _half_product_backward)
 
 
 def check_linear(owner: str, logits: LinearLogits) -> LinearLogits:
