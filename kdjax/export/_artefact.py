@@ -26,7 +26,7 @@ from kdjax import jaxprs
 from kdjax.export import _runtime
 from kdjax.export._runtime import LOADER, MANIFEST, PROGRAM, WEIGHTS
 from kdjax.export._weights import check_storable, save_weights, weight_name
-from kdjax.networks import Network
+from kdjax.networks import Network, dense_logits
 from kdjax.quantization import dequantize_weights
 
 _PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
@@ -137,7 +137,7 @@ def _export(network: Network, variables: Mapping[str, Any], inputs: Any, platfor
     names = [weight_name(keys) for keys, _ in leaves]
 
     def forward(weights: dict[str, jax.Array], inputs: Any) -> jax.Array:
-        return network.apply(jax.tree.unflatten(structure, [weights[name] for name in names]), inputs)[0].logits
+        return dense_logits(network.apply(jax.tree.unflatten(structure, [weights[name] for name in names]), inputs)[0].logits)
 
     weights = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True)}
     batch = jax.export.symbolic_args_specs(inputs, 'batch, ...')

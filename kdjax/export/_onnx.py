@@ -20,7 +20,7 @@ import numpy as np
 
 from kdjax.errors import first_line
 from kdjax.files import write_whole
-from kdjax.networks import Network
+from kdjax.networks import Network, dense_logits
 
 
 def save_onnx(
@@ -53,7 +53,7 @@ def save_onnx(
         raise ValueError(f'save_onnx: inputs must be one array whose first axis is the batch, got {type(inputs).__name__}')
 
     def forward(inputs: jax.Array) -> jax.Array:
-        return network.apply(variables, inputs)[0].logits
+        return dense_logits(network.apply(variables, inputs)[0].logits)
 
     shapes = jax.export.symbolic_args_specs(inputs, 'batch, ...')
     traced = jax.make_jaxpr(forward)(shapes)

@@ -24,6 +24,7 @@ from kdjax.metrics._predictions import (
     counted,
     entry_of,
     finite_where,
+    in_chunks,
     label_logits,
     predictions,
 )
@@ -48,6 +49,7 @@ def accuracy(*, ignore: int | None = None) -> Metric:
     """
 
     @on_any_mesh
+    @in_chunks
     def accuracy(outputs: Outputs, batch: Batch) -> Average:
         p = predictions('accuracy', outputs, batch, ignore)
         return p.mean(jnp.argmax(p.logits, axis=-1) == p.labels)
@@ -74,6 +76,7 @@ def top_k_accuracy(k: int, *, ignore: int | None = None) -> Metric:
     name = f'top_{k}_accuracy'
 
     @on_any_mesh
+    @in_chunks
     def metric(outputs: Outputs, batch: Batch) -> Average:
         p = predictions(name, outputs, batch, ignore)
         classes = p.logits.shape[-1]
@@ -119,6 +122,7 @@ def calibration_error(*, bins: int = 15, ignore: int | None = None) -> Metric:
         raise ValueError(f'calibration_error: bins must be at least 1, got {bins}')
 
     @on_any_mesh
+    @in_chunks
     def calibration_error(outputs: Outputs, batch: Batch) -> CalibrationError:
         p = predictions('calibration_error', outputs, batch, ignore)
         correct = (jnp.argmax(p.logits, axis=-1) == p.labels).astype(jnp.float32)
@@ -150,6 +154,7 @@ def agreement() -> Metric:
     """
 
     @on_any_mesh
+    @in_chunks
     def agreement(outputs: Outputs, batch: Batch) -> Average:
         logits = class_logits('agreement', outputs)
         teacher = entry_of('agreement', batch, 'teacher_logits').astype(jnp.float32)

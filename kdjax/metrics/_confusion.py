@@ -11,7 +11,7 @@ from kdjax.batches import Batch
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics._averages import Average
 from kdjax.metrics._classification import Metric
-from kdjax.metrics._predictions import predictions
+from kdjax.metrics._predictions import in_chunks, predictions
 from kdjax.networks import Outputs
 
 
@@ -43,6 +43,7 @@ def confusion_matrix(*, ignore: int | None = None) -> Callable[[Outputs, Batch],
     """
 
     @on_any_mesh
+    @in_chunks
     def confusion_matrix(outputs: Outputs, batch: Batch) -> ConfusionMatrix:
         p = predictions('confusion_matrix', outputs, batch, ignore)
         classes = p.logits.shape[-1]

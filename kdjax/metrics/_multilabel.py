@@ -14,7 +14,7 @@ from kdjax.batches import Batch
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics._averages import Average, mean
 from kdjax.metrics._classification import Metric
-from kdjax.metrics._predictions import counted, entry_of, logits_of
+from kdjax.metrics._predictions import counted, entry_of, in_chunks, logits_of
 from kdjax.networks import Outputs
 
 
@@ -36,6 +36,7 @@ def binary_accuracy(*, threshold: float = 0.5) -> Metric:
     border = math.log(threshold) - math.log1p(-threshold)
 
     @on_any_mesh
+    @in_chunks
     def binary_accuracy(outputs: Outputs, batch: Batch) -> Average:
         logits, labels, known, valid = _sigmoids('binary_accuracy', outputs, batch)
         kept, weights = counted(batch, logits.shape, known)
@@ -62,6 +63,7 @@ def label_ranking_average_precision() -> Metric:
     """
 
     @on_any_mesh
+    @in_chunks
     def label_ranking_average_precision(outputs: Outputs, batch: Batch) -> Average:
         logits, labels, known, valid = _sigmoids('label_ranking_average_precision', outputs, batch)
         true = known & (labels == 1)

@@ -11,7 +11,7 @@ from kdjax.batches import Batch
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics._averages import Average
 from kdjax.metrics._classification import Metric
-from kdjax.metrics._predictions import label_logits, predictions
+from kdjax.metrics._predictions import in_chunks, label_logits, predictions
 from kdjax.networks import Outputs
 
 
@@ -33,6 +33,7 @@ def nll(*, ignore: int | None = None) -> Callable[[Outputs, Batch], Average]:
     """
 
     @on_any_mesh
+    @in_chunks
     def nll(outputs: Outputs, batch: Batch) -> Average:
         p = predictions('nll', outputs, batch, ignore)
         return p.mean(jax.nn.logsumexp(p.logits, axis=-1) - label_logits(p))

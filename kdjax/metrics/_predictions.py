@@ -1,6 +1,8 @@
 """What metrics ask of outputs and batches: logits, labels and which positions count, with one-line errors."""
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import numpy as np
 
 from kdjax.batches import Batch, counts, weights_of
 from kdjax.metrics._averages import Average, mean
-from kdjax.networks import Outputs
+from kdjax.networks import Outputs, sum_in_chunks
+
+Metric = TypeVar('Metric', bound=Callable[[Outputs, Batch], Any])
 
 
 class Predictions(NamedTuple):
@@ -40,6 +44,16 @@ class Predictions(NamedTuple):
         # Ones are counted as integers: a sum of floats stands still at sixteen million.
         sums = jnp.zeros(number, values.dtype).at[groups.reshape(-1)].add(values.reshape(-1)).astype(jnp.float32)
         return jnp.where(jnp.all(self.valid | ~self.kept), sums, jnp.nan)
+
+
+def in_chunks(metric: Metric) -> Metric:
+    """The same metric, which takes the logits of `networks.linear_head` too, a chunk of positions at a time."""
+
+    @functools.wraps(metric)
+    def chunked(outputs: Outputs, batch: Batch) -> Any:
+        return sum_in_chunks(metric, (outputs,), batch)
+
+    return cast(Metric, chunked)
 
 
 def logits_of(metric: str, outputs: Outputs) -> jax.Array:

@@ -11,7 +11,7 @@ from kdjax.batches import Batch
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics._averages import Average, mean
 from kdjax.metrics._classification import Metric
-from kdjax.metrics._predictions import counted, entry_of, logits_of
+from kdjax.metrics._predictions import counted, entry_of, in_chunks, logits_of
 from kdjax.networks import Outputs
 
 
@@ -26,6 +26,7 @@ def squared_error() -> Metric:
     """
 
     @on_any_mesh
+    @in_chunks
     def squared_error(outputs: Outputs, batch: Batch) -> Average:
         return _mean(jnp.square(_differences('squared_error', outputs, batch)), batch)
 
@@ -43,6 +44,7 @@ def absolute_error() -> Metric:
     """
 
     @on_any_mesh
+    @in_chunks
     def absolute_error(outputs: Outputs, batch: Batch) -> Average:
         return _mean(jnp.abs(_differences('absolute_error', outputs, batch)), batch)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kdjax.networks._linear_logits import dense_logits
 from kdjax.networks._network import Outputs
 
 
@@ -32,7 +33,7 @@ def class_gradients(
             return output + perturbation
 
         result = forward(perturb)
-        return result.logits if isinstance(result, Outputs) else result
+        return dense_logits(result.logits if isinstance(result, Outputs) else result)
 
     values, pullback = jax.vjp(logits, jnp.zeros_like(activation))
     if calls != 1:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.networks._linear_logits import LinearLogits, dense_logits
 from kdjax.networks._network import Network, Outputs
 
 
@@ -84,7 +85,7 @@ def ensemble(
             raise ValueError(f'ensemble: member {[x is None for x in logits].index(True)} gives no logits')
         if len({x.shape for x in logits}) > 1:
             raise ValueError(f'ensemble: the members must give logits of one shape, got {[x.shape for x in logits]}')
-        stacked = jnp.stack(logits).astype(jnp.float32)
+        stacked = jnp.stack([dense_logits(x) for x in logits]).astype(jnp.float32)
         share = shares.reshape(-1, *(1,) * (stacked.ndim - 1))
         if average == 'logits':
             mean = jnp.sum(share * stacked, axis=0)
@@ -113,6 +114,8 @@ def _join_features(members: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Arr
     joined = {f'{i}/{path}': value for i, features in enumerate(members) for path, value in features.items()}
     for path in members[0]:
         values = [features[path] for features in members if path in features]
+        if any(isinstance(value, LinearLogits) for value in values):
+            continue  # of every member alone, as `objectives.of_member` takes them
         if len(values) == len(members) and values[0].ndim and len({value.shape[:-1] for value in values}) == 1:
             joined.setdefault(path, jnp.concatenate(values, axis=-1))
     return joined

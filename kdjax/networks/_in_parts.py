@@ -1,11 +1,13 @@
 """A network computed a share of the batch at a time, for objectives that see all of it."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kdjax.networks._linear_logits import LinearLogits
 from kdjax.networks._network import Network, Outputs, unchanged
 from kdjax.paths import leaves_with_paths
 
@@ -16,7 +18,7 @@ def in_parts(network: Network, n: int) -> Network:
     The outputs are those of the whole batch, in its order, so that any objective applies to it as ever: means over the labels
     there are, terms that compare examples, a bank of them. The backward pass computes a part's activations again, and adds its
     gradient to that of the parts before. In memory are the activations of one part, and inputs and outputs of all of them:
-    logits and tapped features. It costs a forward pass more.
+    logits and tapped features; of a `linear_head`'s logits the hidden states alone. It costs a forward pass more.
 
     `optax.MultiSteps` averages the gradients of micro-batches instead. That is the gradient of the whole batch only where every
     micro-batch counts equally, which they do not where labels are missing, positions masked or examples weighted, and only for
@@ -65,14 +67,19 @@ def in_parts(network: Network, n: int) -> Network:
                     f'use layers without batch statistics, or smaller batches'
                 )
             names[:] = state
-            return outputs
+            return _without_factors(outputs)
 
         # Cut so that a part has some of every device's examples, not all of one device's.
         parts = jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (size // n, n, *x.shape[1:])), 0, 1), inputs)
         outputs = jax.lax.map(lambda part: run(*part), (parts, jnp.arange(n)))
-        whole = jax.eval_shape(lambda: network.apply(variables, inputs, train=train, rng=rng)[0])
+        complete = jax.eval_shape(lambda: network.apply(variables, inputs, train=train, rng=rng)[0])
+        whole = _without_factors(complete)
         _check_examples(outputs, whole, size, n)
         joined = jax.tree.map(lambda x: jnp.reshape(jnp.swapaxes(x, 0, 1), (size, *x.shape[2:])), outputs)
+        if len(jax.tree.leaves(whole)) < len(jax.tree.leaves(complete)):
+            # The kernels of linear heads are no part's own: they are those of any part, of which the rest is not used.
+            first = network.apply(variables, jax.tree.map(lambda x: x[0], parts), train=train, rng=rng)[0]
+            joined = jax.tree.map(_with_hidden, first, joined, is_leaf=_is_linear)
         return joined, {name: variables[name] for name in names if name in variables}
 
     return Network(network.init, apply)
@@ -97,3 +104,16 @@ def _check_examples(outputs: Outputs, whole: Outputs, size: int, n: int) -> None
                 f'in_parts: {path} {wholes[path].shape} has no leading axis of {size} examples along which to join parts; put '
                 f'in_parts inside of what makes it'
             )
+
+
+def _is_linear(x: Any) -> bool:
+    return isinstance(x, LinearLogits)
+
+
+def _without_factors(outputs: Outputs) -> Outputs:
+    """Outputs with the hidden states in place of `LinearLogits`."""
+    return jax.tree.map(lambda x: x.hidden if _is_linear(x) else x, outputs, is_leaf=_is_linear)
+
+
+def _with_hidden(own: Any, joined: Any) -> Any:
+    return dataclasses.replace(own, hidden=joined) if _is_linear(own) else joined

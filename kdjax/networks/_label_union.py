@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.networks._ensemble import ensemble
+from kdjax.networks._linear_logits import dense_logits
 from kdjax.networks._network import Network
 from kdjax.networks._preprocess import postprocess
 
@@ -80,6 +81,6 @@ def _widen(member: Network, number: int, known: tuple[int, ...], total: int, unk
         if logits.shape[-1] != len(known):
             raise ValueError(f'label_union: member {number} gives logits {logits.shape} and has {len(known)} classes')
         wide = jnp.full((*logits.shape[:-1], total), unknown, jnp.float32)
-        return wide.at[..., np.array(known)].set(logits.astype(jnp.float32))
+        return wide.at[..., np.array(known)].set(dense_logits(logits).astype(jnp.float32))
 
     return postprocess(member, widen)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax.networks._ensemble import apply_members, ensemble
+from kdjax.networks._linear_logits import dense_logits
 from kdjax.networks._network import Network, Outputs
 
 
@@ -49,7 +50,7 @@ def multitask(members: Sequence[Network]) -> Network:
             if own.logits is None or own.logits.ndim != 2:
                 found = None if own.logits is None else own.logits.shape
                 raise ValueError(f'multitask: member {i} must give logits [batch, classes], got {found}')
-        logits = [own.logits.astype(jnp.float32) for own in outputs]
+        logits = [dense_logits(own.logits).astype(jnp.float32) for own in outputs]
         features = {f'{i}/{path}': value for i, own in enumerate(outputs) for path, value in own.features.items()}
         classes = max(x.shape[1] for x in logits)
         filled = [jnp.pad(x, ((0, 0), (0, classes - x.shape[1])), constant_values=-jnp.inf) for x in logits]

@@ -18,7 +18,8 @@ class Outputs:
     """What a network computes for a batch.
 
     Attributes:
-      logits: [batch, classes], [batch, positions, classes] for tokens or pixels, or None for a network that gives none.
+      logits: [batch, classes], [batch, positions, classes] for tokens or pixels, or None for a network that gives none; an
+        array, or the `LinearLogits` of a `linear_head`.
       features: activations by module path; images as [batch, height, width, channels], tokens as [batch, length, width].
     """
 

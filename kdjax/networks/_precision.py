@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from kdjax.networks._linear_logits import LinearLogits
 from kdjax.networks._network import Network, Outputs
 
 
@@ -13,7 +14,8 @@ def mixed_precision(network: Network, dtype: DTypeLike = jnp.bfloat16) -> Networ
     """Computes a network in half precision, while its parameters, gradients, statistics and outputs stay in float32.
 
     Parameters and floating-point inputs are cast on the way in, logits and features back on the way out, so losses and
-    optimizers see float32 only. Modules must not fix a `dtype` of their own. Put `preprocess` inside of it, or the inputs that
+    optimizers see float32 only. `LinearLogits` keep half of the digits until they are computed, summed in float32. Modules must
+    not fix a `dtype` of their own. Put `preprocess` inside of it, or the inputs that
     it makes stay as they are.
 
     Args:
@@ -58,4 +60,9 @@ def _as_before(state: Any, before: Any) -> Any:
 
 
 def _cast(tree: Any, dtype: DTypeLike) -> Any:
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    def cast(x: Any) -> Any:
+        # Products of halves are what the network means by its logits, and summed in float32 anyway.
+        kept = isinstance(x, LinearLogits) or not jnp.issubdtype(x.dtype, jnp.floating)
+        return x if kept else x.astype(dtype)
+
+    return jax.tree.map(cast, tree, is_leaf=lambda x: isinstance(x, LinearLogits))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from kdjax.networks._linear_logits import LinearLogits
 from kdjax.networks._network import Network, Outputs
 
 
@@ -43,7 +44,11 @@ def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) ->
 
     Args:
       network: the network; its features stay as they are.
-      function: from logits to logits; a network without logits stays without.
+      function: from logits to logits; a network without logits stays without. Of `LinearLogits` it can take some classes,
+        `logits[..., :50_257]`, such as a vocabulary without its padding; `networks.dense_logits` makes an array of them.
+
+    Raises:
+      ValueError: when traced: the function does something else with `LinearLogits`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> from kdjax.networks import from_linen
@@ -56,7 +61,14 @@ def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) ->
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
         outputs, state = network.apply(variables, inputs, train=train, rng=rng)
-        logits = None if outputs.logits is None else function(outputs.logits)
-        return Outputs(logits, outputs.features), state
+        if not isinstance(outputs.logits, LinearLogits):
+            return Outputs(None if outputs.logits is None else function(outputs.logits), outputs.features), state
+        try:
+            return Outputs(function(outputs.logits), outputs.features), state
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                'postprocess: of LinearLogits the function can only pick classes, logits[..., start:stop], or make an array, '
+                f'networks.dense_logits(logits): {error}'
+            ) from None
 
     return Network(network.init, apply)

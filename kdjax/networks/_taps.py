@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.networks._linear_logits import dense_logits
 from kdjax.networks._network import Network, Outputs, as_paths, select_features
 from kdjax.paths import leaves_with_paths
 
@@ -40,8 +41,8 @@ def tap_logits(network: Network) -> Network:
 def tap_parameters(network: Network, paths: str | tuple[str, ...]) -> Network:
     """Adds parameters to a network's features, for objectives that need them beside activations.
 
-    Such are the kernel of a head whose logits should never exist (`objectives.linear_soft_targets`), or the scale and bias of a
-    batch norm (`objectives.overhaul`). Gradients flow into the student's.
+    Such are the scale and bias of a batch norm (`objectives.overhaul`), or the kernel of a head (`objectives.cat_kd`).
+    Gradients flow into the student's.
 
     Args:
       network: the network.
@@ -98,7 +99,7 @@ def tap_jacobian(network: Network, directions: jax.Array | None = None) -> Netwo
             outputs, state = network.apply(variables, inputs, train=train, rng=rng)
             if outputs.logits is None:
                 raise ValueError('tap_jacobian: the network gives no logits')
-            return outputs.logits, (outputs, state)
+            return dense_logits(outputs.logits), (outputs, state)
 
         found = inputs.dtype if isinstance(inputs, jax.Array | np.ndarray) else type(inputs).__name__
         if not isinstance(found, np.dtype) or not jnp.issubdtype(found, jnp.floating):

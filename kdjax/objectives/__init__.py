@@ -12,6 +12,7 @@ A term has the name of the loss in `kdjax.losses` that it lifts; `from_function`
 from kdjax.batches import Batch
 from kdjax.objectives._arguments import batch_mean
 from kdjax.objectives._balance import balance_by_magnitude
+from kdjax.objectives._by_position import by_position
 from kdjax.objectives._cat_kd import cat_kd
 from kdjax.objectives._combinators import constraint, from_recorded_logits, in_stages, over_positions
 from kdjax.objectives._contrastive import crd, info_nce
@@ -35,7 +36,6 @@ from kdjax.objectives._logits import (
     hard_targets,
     jensen_shannon,
     label_free_tuning,
-    linear_soft_targets,
     logit_mse,
     multi_level_logits,
     normalized_kd,
@@ -93,6 +93,7 @@ __all__ = [
     'binary_labels',
     'binary_soft_targets',
     'bounded_regression',
+    'by_position',
     'cat_kd',
     'channel_wise',
     'combine',
@@ -122,7 +123,6 @@ __all__ = [
     'jacobian',
     'jensen_shannon',
     'label_free_tuning',
-    'linear_soft_targets',
     'logit_mse',
     'loss_gradient_attention',
     'masked_generation',

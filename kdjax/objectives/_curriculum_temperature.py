@@ -90,4 +90,4 @@ def curriculum_temperature(
         values = jnp.square(temperature) * losses.soft_targets(*softened, temperature=1.0)
         return batch_mean(values, batch), {'temperature': batch_mean(temperature, batch)}, state
 
-    return Objective((Term(name, init, apply),))
+    return Objective((Term(name, init, apply, by_position=True),))

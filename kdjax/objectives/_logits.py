@@ -12,9 +12,10 @@ from jax.typing import ArrayLike
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Average
-from kdjax.networks import Outputs
+from kdjax.networks import Outputs, dense_logits
 from kdjax.numerics import LOG_ZERO
-from kdjax.objectives._arguments import batch_mean, require_entry, require_feature, require_logits
+from kdjax.objectives._arguments import batch_mean, require_entry, require_logits
+from kdjax.objectives._by_position import by_position
 from kdjax.objectives._labels import check_classes, class_labels, labels_check, nan_outside
 from kdjax.objectives._objective import Objective, Term, Weight, from_function, with_check
 from kdjax.objectives._positions import counted_logits, logit_counts, zero_outside
@@ -55,7 +56,7 @@ def hard_labels(
             raise ValueError(f'{name}: class_weights {weights.shape} must be ({classes},), one for each class')
         return jnp.take(weights, jnp.clip(labels, 0, classes - 1))
 
-    objective = from_function(name, cross_entropy, label_smoothing=label_smoothing)
+    objective = by_position(from_function(name, cross_entropy, label_smoothing=label_smoothing))
     return with_check(objective, labels_check(name, 'labels', ignore=ignore))
 
 
@@ -77,7 +78,7 @@ def logit_mse() -> Objective:
         pair = require_logits('logit_mse', 'student', student), require_logits('logit_mse', 'teacher', teacher)
         return losses.logit_mse(*(counted_logits(batch, x) for x in pair))
 
-    return from_function('logit_mse', loss)
+    return by_position(from_function('logit_mse', loss))
 
 
 def hard_targets() -> Objective:
@@ -287,7 +288,7 @@ def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) ->
         logits = both_logits('subset_soft_targets', student, teacher, batch)
         return losses.subset_soft_targets(*logits, np.asarray(classes, np.int32), **hyperparameters)
 
-    return from_function('subset_soft_targets', loss, temperature=temperature)
+    return by_position(from_function('subset_soft_targets', loss, temperature=temperature))
 
 
 def top_k_reverse_kl(*, temperature: float = 1.0) -> Objective:
@@ -326,31 +327,6 @@ def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
     return _on_largest(losses.top_k_soft_targets, temperature)
 
 
-def linear_soft_targets(
-    student_hidden: str, student_kernel: str, teacher_hidden: str, teacher_kernel: str, *, temperature: Weight = 4.0
-) -> Objective:
-    """Soft targets between heads so wide that their logits should never exist: `losses.linear_soft_targets`.
-
-    Args:
-      student_hidden: path of the student's feature [batch, ..., width] that enters its head.
-      student_kernel: path of the head's kernel [width, classes]; `networks.tap_parameters` makes it a feature.
-      teacher_hidden: as the student's.
-      teacher_kernel: as the student's.
-      temperature: a number or a schedule.
-    """
-    name = 'linear_soft_targets'
-
-    def loss(student: Outputs, teacher: Outputs, batch: Batch, **hyperparameters: Any) -> jax.Array:
-        paths = (student_hidden, student_kernel), (teacher_hidden, teacher_kernel)
-        sides = ('student', student, paths[0]), ('teacher', teacher, paths[1])
-        arrays = [require_feature(name, side, outputs, path) for side, outputs, each in sides for path in each]
-        # A kernel may have as many rows as there are examples, and has no positions.
-        arrays[::2] = (counted_logits(batch, hidden) for hidden in arrays[::2])
-        return losses.linear_soft_targets(*arrays, **hyperparameters)
-
-    return from_function(name, loss, temperature=temperature)
-
-
 def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hyperparameters: Any) -> Objective:
     name = loss.__name__
 
@@ -361,7 +337,8 @@ def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hy
         values = nan_outside(loss(*pair, labels, **resolved), labels, logits[0].shape[-1])
         return batch_mean(values, batch, kept)
 
-    return with_check(from_function(name, function, **hyperparameters), labels_check(name, 'labels', ignore=ignore))
+    objective = by_position(from_function(name, function, **hyperparameters))
+    return with_check(objective, labels_check(name, 'labels', ignore=ignore))
 
 
 def _on_largest(function: Callable[..., jax.Array], temperature: float, **hyperparameters: Any) -> Objective:
@@ -376,7 +353,7 @@ def _on_largest(function: Callable[..., jax.Array], temperature: float, **hyperp
         rest = zero_outside(None if where is None else where[..., 0], jnp.asarray(found[2]))
         return function(logits, top_logits, top_indices, rest, temperature=temperature, **resolved)
 
-    return from_function(name, loss, **hyperparameters)
+    return by_position(from_function(name, loss, **hyperparameters))
 
 
 def _on_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:
@@ -385,12 +362,12 @@ def _on_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Object
     def function(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
         return loss(*both_logits(name, student, teacher, batch), **resolved)
 
-    return from_function(name, function, **hyperparameters)
+    return by_position(from_function(name, function, **hyperparameters))
 
 
 def both_logits(term: str, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Both networks' logits over several classes, with zeros where they do not count."""
-    pair = require_logits(term, 'student', student), require_logits(term, 'teacher', teacher)
+    pair = [dense_logits(require_logits(term, *side)) for side in (('student', student), ('teacher', teacher))]
     for logits in pair:
         check_classes(term, logits)
     return counted_logits(batch, pair[0]), counted_logits(batch, pair[1])

@@ -10,7 +10,7 @@ from kdjax.batches import Batch
 from kdjax.networks import Outputs
 from kdjax.objectives._arguments import require_feature
 from kdjax.objectives._logits import hard_labels, soft_targets
-from kdjax.objectives._objective import Objective, Term, Weight
+from kdjax.objectives._objective import Objective, Term, Weight, apply_terms
 
 
 def of_member(objective: Objective, member: int, *, teacher: int | None = None) -> Objective:
@@ -52,13 +52,16 @@ def of_member(objective: Objective, member: int, *, teacher: int | None = None) 
 
         def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
             student, teacher = sides(name, student, teacher)
-            return term.apply(params, state, student, jax.lax.stop_gradient(teacher), batch, step=step)
+            teacher = jax.lax.stop_gradient(teacher)
+            found = apply_terms({name: term}, {name: params}, {name: state}, student, teacher, batch, step=step)
+            return found[name]
 
         def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
             if term.check is not None:
                 term.check(*sides(name, student, teacher), batch)
 
-        return term._replace(name=name, init=init, apply=apply, check=check)
+        # It reads features, and so is by position for itself alone.
+        return term._replace(name=name, init=init, apply=apply, check=check, by_position=False)
 
     return Objective(tuple(own(term) for term in objective.terms))
 

@@ -9,6 +9,7 @@ from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.numerics import LOG_ZERO
 from kdjax.objectives._arguments import batch_mean, require_entry, require_logits
+from kdjax.objectives._by_position import by_position
 from kdjax.objectives._labels import class_labels, labels_check, nan_outside
 from kdjax.objectives._objective import Objective, from_function, with_check
 from kdjax.objectives._positions import zero_outside
@@ -53,4 +54,5 @@ def mixed_labels(*, ignore: int | None = None) -> Objective:
         both = jnp.where(kept, jnp.maximum(labels, other), -1)
         return batch_mean(nan_outside(optax.losses.softmax_cross_entropy(logits, targets), both, classes), batch, kept)
 
-    return with_check(from_function(name, cross_entropy), labels_check(name, 'labels', 'other_labels', ignore=ignore))
+    objective = by_position(from_function(name, cross_entropy))
+    return with_check(objective, labels_check(name, 'labels', 'other_labels', ignore=ignore))

@@ -6,17 +6,18 @@ largest of their weights; one that relates the examples of a batch to each other
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.batches import Batch, check_weights
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics import Average, divide, mean
-from kdjax.networks import Outputs
+from kdjax.networks import LinearLogits, Outputs, dense_logits, sum_in_chunks
 from kdjax.objectives._arguments import batch_mean
 
 Schedule = Callable[[Any], Any]
@@ -49,13 +50,18 @@ shapes. It runs on the host, where values are at hand: inside jit a label beyond
 
 
 class Term(NamedTuple):
-    """One summand of an objective. The weight is the product of `weights`, each a number or a schedule."""
+    """One summand of an objective. The weight is the product of `weights`, each a number or a schedule.
+
+    `by_position` says that it is a mean over positions, of values that see nothing but the logits of a position and what the
+    batch says of it, and that it keeps no state; see `objectives.by_position`.
+    """
 
     name: str
     init: TermInit
     apply: TermApply
     weights: tuple[Weight, ...] = ()
     check: Check | None = None
+    by_position: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,8 +160,10 @@ class Objective:
         loss = jnp.float32(0.0)
         metrics: dict[str, Average] = {}
         new_state = {}
-        for name, term in zip(self.names, self.terms, strict=True):
-            value, extra, new_state[name] = term.apply(params[name], state[name], student, teacher, batch, step=step)
+        terms = dict(zip(self.names, self.terms, strict=True))
+        found = apply_terms(terms, params, state, student, teacher, batch, step=step)
+        for name, term in terms.items():
+            value, extra, new_state[name] = found[name]
             weight = jnp.float32(1.0)
             for factor in term.weights:
                 weight = weight * evaluate(factor, step)
@@ -185,6 +193,37 @@ class Objective:
     def __radd__(self, other: Any) -> 'Objective':
         """Lets `sum(...)` begin with its 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented
+
+
+def apply_terms(
+    terms: Mapping[str, Term], params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
+) -> dict[str, tuple[Average, dict[str, Average], Any]]:
+    """What every term gives, by name; of `LinearLogits` those by position a chunk at a time, all in one pass."""
+    linear = any(isinstance(outputs.logits, LinearLogits) for outputs in (student, teacher))
+    chunked = {name: term for name, term in terms.items() if linear and term.by_position}
+    found = {
+        name: term.apply(params[name], state[name], student, teacher, batch, step=step)
+        for name, term in terms.items()
+        if name not in chunked
+    }
+    if not chunked:
+        return found
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(batch)):
+        for term in chunked.values():
+            if term.check is not None:
+                term.check(student, teacher, batch)  # in a loop no value is at hand
+
+    def sums(student: Outputs, teacher: Outputs, batch: Batch) -> Any:
+        given = {
+            name: term.apply(params[name], state[name], student, teacher, batch, step=step) for name, term in chunked.items()
+        }
+        return {name: (value, extra) for name, (value, extra, _) in given.items()}
+
+    # What is no mean over positions, such as a scheduled temperature, is the same in every chunk, and so is its mean.
+    added = sum_in_chunks(sums, (student, jax.lax.stop_gradient(teacher)), batch)
+    for name, (value, extra) in added.items():
+        found[name] = value, {key: mean(divide(metric)) for key, metric in extra.items()}, state[name]
+    return found
 
 
 def combine(**objectives: Objective) -> Objective:
@@ -243,7 +282,8 @@ def from_function(name: str, function: Callable[..., jax.Array | Average], **hyp
       name: the term's name.
       function: `function(student, teacher, batch, **hyperparameters)` of the networks' `Outputs`; returns one value per example
         [batch, ...], of which `batch_mean` takes those that count, by their weights, or a scalar, or an `Average`. No gradient
-        flows into the teacher's outputs.
+        flows into the teacher's outputs. Logits are arrays, also those of a `networks.linear_head`: all of them, or a chunk of
+        positions at a time with `objectives.by_position`.
       **hyperparameters: handed to the function; one that is callable is a schedule, and the function gets its value at the
         step.
 
@@ -286,7 +326,8 @@ def with_parameters(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array
     ) -> tuple[Average, dict[str, Average], Any]:
         scheduled = {key: evaluate(value, step) for key, value in hyperparameters.items() if callable(value)}
-        values = function(params, student, jax.lax.stop_gradient(teacher), batch, **{**hyperparameters, **scheduled})
+        student, teacher = (Outputs(dense_logits(x.logits), x.features) for x in (student, jax.lax.stop_gradient(teacher)))
+        values = function(params, student, teacher, batch, **{**hyperparameters, **scheduled})
         value = values if isinstance(values, Average) else batch_mean(values, batch)
         return value, {key: mean(x) for key, x in scheduled.items()}, state
 

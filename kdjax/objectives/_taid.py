@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Average
-from kdjax.networks import Outputs
-from kdjax.objectives._arguments import batch_mean
+from kdjax.networks import Outputs, sum_in_chunks
+from kdjax.objectives._arguments import batch_mean, require_logits
+from kdjax.objectives._labels import check_classes
 from kdjax.objectives._logits import both_logits
 from kdjax.objectives._objective import Objective, Term
 
@@ -46,7 +47,8 @@ def adaptive_taid(
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
         del key, batch
-        both_logits('taid', student, teacher, {})  # complains where there are none
+        for side, outputs in (('student', student), ('teacher', teacher)):
+            check_classes('taid', require_logits('taid', side, outputs))
         # Before the first step there is no loss that could have fallen.
         return {}, {'interpolation': jnp.float32(begin), 'momentum': jnp.float32(0), 'loss': jnp.float32(jnp.inf)}
 
@@ -55,8 +57,12 @@ def adaptive_taid(
     ) -> tuple[Average, dict[str, Average], Any]:
         del params
         share = state['interpolation']
-        logits = both_logits('taid', student, teacher, batch)
-        found = batch_mean(losses.taid(*logits, interpolation=share, temperature=temperature), batch)
+
+        def loss(student: Outputs, teacher: Outputs, batch: Batch) -> Average:
+            logits = both_logits('taid', student, teacher, batch)
+            return batch_mean(losses.taid(*logits, interpolation=share, temperature=temperature), batch)
+
+        found = sum_in_chunks(loss, (student, teacher), batch)
         total, count = jax.lax.stop_gradient((jnp.asarray(found.total), jnp.asarray(found.count)))
         value = jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), state['loss'])
         known = jnp.isfinite(state['loss']) & (state['loss'] > 0)

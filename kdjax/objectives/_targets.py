@@ -17,6 +17,7 @@ from kdjax.batches import Batch, counts
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives._arguments import batch_mean, require_labels, require_logits
+from kdjax.objectives._by_position import by_position
 from kdjax.objectives._objective import Objective, Weight, from_function, with_check
 
 
@@ -48,7 +49,7 @@ def binary_labels(*, class_weights: ArrayLike | None = None) -> Objective:
         _, labels, where = _targets(name, Outputs(np.zeros(shape, np.float32)), batch)
         losses.binary_labels(np.zeros(shape, np.float32), labels, class_weights=class_weights, where=where)
 
-    return with_check(from_function(name, loss), check)
+    return with_check(by_position(from_function(name, loss)), check)
 
 
 def binary_soft_targets(*, temperature: Weight = 1.0) -> Objective:
@@ -64,7 +65,7 @@ def binary_soft_targets(*, temperature: Weight = 1.0) -> Objective:
         where = _counts(name, batch, logits[0].shape)
         return _mean(losses.binary_soft_targets(*logits, where=where, **hyperparameters), batch, where)
 
-    return from_function(name, loss, temperature=temperature)
+    return by_position(from_function(name, loss, temperature=temperature))
 
 
 def regression(*, delta: Weight | None = None) -> Objective:
@@ -80,7 +81,7 @@ def regression(*, delta: Weight | None = None) -> Objective:
         logits, labels, where = _targets(name, student, batch)
         return _mean(losses.regression(logits, labels, where=where, **hyperparameters), batch, where)
 
-    return from_function(name, loss, delta=delta)
+    return by_position(from_function(name, loss, delta=delta))
 
 
 def bounded_regression(*, margin: Weight = 0.0) -> Objective:
@@ -98,7 +99,7 @@ def bounded_regression(*, margin: Weight = 0.0) -> Objective:
         bound = require_logits(name, 'teacher', teacher)
         return _mean(losses.bounded_regression(logits, bound, labels, where=where, **hyperparameters), batch, where)
 
-    return from_function(name, loss, margin=margin)
+    return by_position(from_function(name, loss, margin=margin))
 
 
 def _targets(name: str, student: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array | None]:

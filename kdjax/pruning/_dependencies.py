@@ -14,7 +14,7 @@ import numpy as np
 from jax.extend import core
 
 from kdjax import jaxprs
-from kdjax.networks import Network
+from kdjax.networks import Network, dense_logits
 from kdjax.paths import leaves_with_paths
 
 Labels = list[np.ndarray]
@@ -36,7 +36,11 @@ def same_channels(network: Network, variables: Mapping[str, Any], inputs: Any) -
 
     Only channels that some product makes and some product reads are listed, in the order of their first position.
     """
-    program, _ = jaxprs.trace(lambda variables, inputs: network.apply(variables, inputs)[0].logits, dict(variables), inputs)
+
+    def logits(variables: Any, inputs: Any) -> jax.Array:
+        return dense_logits(network.apply(variables, inputs)[0].logits)
+
+    program, _ = jaxprs.trace(logits, dict(variables), inputs)
     walk = _Walk()
     named = leaves_with_paths(dict(variables))
     labels = [walk.fresh(leaf.shape) for leaf in named.values()]

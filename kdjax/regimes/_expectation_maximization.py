@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from kdjax.batches import Batch, check_batch
-from kdjax.networks import Network, Variables
+from kdjax.networks import Network, Variables, dense_logits
 
 
 class Bounds(NamedTuple):
@@ -176,7 +176,8 @@ def until_convergence(
 
 def _log_products(networks: Sequence[Network], variables: Sequence[Variables], inputs: Any) -> jax.Array:
     """Σ_k log p_k(y | x), [examples, classes]."""
-    logits = [network.apply(own, inputs, train=False)[0].logits for network, own in zip(networks, variables, strict=True)]
+    outputs = [network.apply(own, inputs, train=False)[0] for network, own in zip(networks, variables, strict=True)]
+    logits = [dense_logits(own.logits) for own in outputs]
     if any(x is None or x.shape != logits[0].shape for x in logits):
         shapes = [None if x is None else x.shape for x in logits]
         raise ValueError(f'expectation_maximization: the networks must give logits of one shape, got {shapes}')

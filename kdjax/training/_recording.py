@@ -24,7 +24,7 @@ from numpy.lib import format as npy
 from kdjax import losses
 from kdjax.batches import Batch, check_batch, count_examples
 from kdjax.files import write_whole
-from kdjax.networks import Network, Variables
+from kdjax.networks import Network, Variables, dense_logits, map_in_chunks
 from kdjax.training import _fingerprints
 from kdjax.training._augmentation import (
     RECORDED,
@@ -111,8 +111,9 @@ def record_teacher(
         if logits is None:
             raise ValueError('record_teacher: the teacher gives no logits')
         if top_k is None:
-            return {'teacher_logits': logits.astype(np.float32)}
-        return dict(zip(RECORDED[1:], losses.top_k_logits(logits, top_k, temperature=temperature), strict=True))
+            return {'teacher_logits': dense_logits(logits).astype(np.float32)}
+        largest = map_in_chunks(lambda logits: losses.top_k_logits(logits, top_k, temperature=temperature), logits)
+        return dict(zip(RECORDED[1:], largest, strict=True))
 
     first = np.minimum(np.arange(batch_size), examples - 1)
     program = predict.trace(variables, read(first), first.astype(np.int32), np.int32(0)).jaxpr

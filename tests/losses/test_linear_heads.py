@@ -146,6 +146,31 @@ def test_linear_holds_the_logits_of_no_more_tokens_than_a_chunk(chunk):
     assert max(rows) <= chunk
 
 
+@pytest.mark.parametrize('chunk', [2, 100])
+def test_linear_adds_the_biases_of_both_heads(chunk):
+    arrays, biases = [jnp.asarray(x) for x in heads()], {'student_bias': random(VOCABULARY), 'teacher_bias': random(VOCABULARY)}
+
+    def ours(arrays, biases, temperature):
+        return jnp.mean(losses.linear_soft_targets(*arrays, **biases, temperature=temperature, chunk=chunk))
+
+    def naive(arrays, biases, temperature):
+        student, student_kernel, teacher, teacher_kernel = arrays
+        own, other = (biases[name][None, None] for name in ('student_bias', 'teacher_bias'))
+        pair = student @ student_kernel + own, teacher @ teacher_kernel + other
+        return jnp.mean(losses.soft_targets(*pair, temperature=temperature))
+
+    results = [jax.jit(jax.value_and_grad(f, (0, 1, 2)))(arrays, biases, jnp.float32(2)) for f in (ours, naive)]
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_names_biases_that_do_not_fit():
+    with pytest.raises(ValueError, match=r'^linear_soft_targets: a bias must be \(7,\), as the vocabulary, got \(6,\)$'):
+        losses.linear_soft_targets(*heads(), teacher_bias=np.zeros(6, np.float32))
+    with pytest.raises(ValueError, match=r'^linear_soft_targets: the bias of the student must be floating point, got int32$'):
+        losses.linear_soft_targets(*heads(), student_bias=np.zeros(VOCABULARY, np.int32))
+
+
 def student_gradients(loss, arrays, argnums=(0, 1)):
     """The compiled value and gradients of a loss's mean."""
     return jax.jit(jax.value_and_grad(lambda *x: loss(*x).mean(), argnums=argnums)).lower(*arrays).compile()

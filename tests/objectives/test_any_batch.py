@@ -99,6 +99,7 @@ CASES = {
     'binary_labels': Case(objectives.binary_labels(class_weights=[1.0, 2.0, 0.0, 0.5, 1.0]), labels='several_labels'),
     'binary_soft_targets': Case(objectives.binary_soft_targets()),
     'bounded_regression': Case(objectives.bounded_regression(margin=9.0), labels='numbers'),
+    'by_position': Case(objectives.by_position(objectives.from_function('top', lambda s, t, b: (s.logits - t.logits).max(-1)))),
     # Windows of more positions would be those of the padded image.
     'cat_kd': Case(objectives.cat_kd('s', 't', 'kernel', 'kernel', resolution=1), IMAGES),
     'channel_wise': Case(objectives.channel_wise('s', 't'), IMAGES),
@@ -129,7 +130,6 @@ CASES = {
     'jacobian': Case(objectives.jacobian()),
     'jensen_shannon': Case(objectives.jensen_shannon()),
     'label_free_tuning': Case(objectives.label_free_tuning(ignore=4)),
-    'linear_soft_targets': Case(objectives.linear_soft_targets('s', 'kernel', 't', 'kernel')),
     'logit_mse': Case(objectives.logit_mse()),
     'loss_gradient_attention': Case(objectives.loss_gradient_attention('s', 't'), IMAGES, 'pooled/logits'),
     # Masks of other shapes are other draws.

@@ -91,26 +91,6 @@ def test_a_teacher_of_some_classes():
     )
 
 
-def test_heads_are_compared_through_their_kernels():
-    """Soft targets of the products, in value and in the gradients of the student's feature and kernel."""
-    shapes = {'hidden': (BATCH, 4), 'kernel': (4, CLASSES)}
-    student, teacher = (Outputs(None, arrays(shapes, seed)) for seed in (1, 2))
-    objective = objectives.linear_soft_targets('hidden', 'kernel', 'hidden', 'kernel', temperature=3.0)
-    value, gradient, _ = value_and_gradient(objective, student, teacher, {'mask': MASK})
-    target = teacher.features['hidden'] @ teacher.features['kernel']
-
-    def loss(features):
-        logits = jnp.matmul(features['hidden'], features['kernel'])
-        return jnp.mean(losses.soft_targets(logits[MASK], target[MASK], temperature=3.0))
-
-    expected, expected_gradient = compile_quickly(jax.value_and_grad(loss))(student.features)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for name in shapes:
-        np.testing.assert_allclose(gradient.features[name], expected_gradient[name], rtol=1e-4, atol=1e-6)
-    message = init_error(objective, student, Outputs(None, {'hidden': target}), {})
-    assert message.startswith("linear_soft_targets: the teacher gives no feature 'kernel' (it gives: hidden)")
-
-
 TERMS = {
     'hard_targets': (objectives.hard_targets(), losses.hard_targets),
     'dist': (objectives.dist(beta=2.0, gamma=0.5), functools.partial(losses.dist, beta=2.0, gamma=0.5)),
