@@ -48,6 +48,8 @@ SLOW = (
     'objectives/test_any_batch.py',
     'objectives/test_connected_objectives.py',
     'objectives/test_distributed_objectives.py',
+    'objectives/test_linear_logits.py',
+    'objectives/test_linear_logits_on_meshes.py',
     'objectives/test_published_masks.py',
     'objectives/test_target_objectives.py',
     'objectives/test_unsupervised_objectives.py',

@@ -129,9 +129,9 @@ def _run(function: Callable[[Any], Any], tree: Any, chunk: int, *, shapes: Any, 
         ]
         return function(jax.tree.unflatten(structure, filled))
 
-    axes = _batch_axes(mesh) if mesh is not None else ()
+    axes = _batch_axes(mesh)
     joined = shapes is None
-    if not axes:
+    if mesh is None or not axes:
         return _loop(of_chunk, factors, rows, chunk, shapes)
 
     def local(factors: Any, rows: Any) -> Any:
@@ -164,6 +164,8 @@ def _mesh_of(tree: Any) -> Any:
 
 def _batch_axes(mesh: Any) -> tuple[str, ...]:
     """The axes of a mesh over which XLA may split positions as it likes: those of `kdjax.parallel`, else all."""
+    if mesh is None:
+        return ()
     free = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto)
     ours = tuple(name for name in ('data', 'fsdp') if name in free)
     return tuple(name for name in ours or free if mesh.shape[name] > 1)

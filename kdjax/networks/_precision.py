@@ -62,7 +62,8 @@ def _as_before(state: Any, before: Any) -> Any:
 def _cast(tree: Any, dtype: DTypeLike) -> Any:
     def cast(x: Any) -> Any:
         # Products of halves are what the network means by its logits, and summed in float32 anyway.
-        kept = isinstance(x, LinearLogits) or not jnp.issubdtype(x.dtype, jnp.floating)
-        return x if kept else x.astype(dtype)
+        if isinstance(x, LinearLogits) or not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x.astype(dtype)
 
     return jax.tree.map(cast, tree, is_leaf=lambda x: isinstance(x, LinearLogits))

@@ -61,11 +61,12 @@ def postprocess(network: Network, function: Callable[[jax.Array], jax.Array]) ->
         variables: dict[str, Any], inputs: Any, *, train: bool = False, rng: jax.Array | None = None
     ) -> tuple[Outputs, dict[str, Any]]:
         outputs, state = network.apply(variables, inputs, train=train, rng=rng)
-        if not isinstance(outputs.logits, LinearLogits):
-            return Outputs(None if outputs.logits is None else function(outputs.logits), outputs.features), state
+        logits: Any = outputs.logits
         try:
-            return Outputs(function(outputs.logits), outputs.features), state
+            return Outputs(None if logits is None else function(logits), outputs.features), state
         except (TypeError, AttributeError) as error:
+            if not isinstance(logits, LinearLogits):
+                raise
             raise ValueError(
                 'postprocess: of LinearLogits the function can only pick classes, logits[..., start:stop], or make an array, '
                 f'networks.dense_logits(logits): {error}'

@@ -11,6 +11,7 @@ they were made of.
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable
@@ -112,7 +113,7 @@ def record_teacher(
             raise ValueError('record_teacher: the teacher gives no logits')
         if top_k is None:
             return {'teacher_logits': dense_logits(logits).astype(np.float32)}
-        largest = map_in_chunks(lambda logits: losses.top_k_logits(logits, top_k, temperature=temperature), logits)
+        largest = map_in_chunks(functools.partial(losses.top_k_logits, k=top_k, temperature=temperature), logits)
         return dict(zip(RECORDED[1:], largest, strict=True))
 
     first = np.minimum(np.arange(batch_size), examples - 1)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.benchmarks import convolutions, dispatch, importing, linear_soft_targets, pruning_threshold, step
+from experiments.benchmarks import convolutions, dispatch, importing, language, linear_soft_targets, pruning_threshold, step
 
 
 def last_line(capsys):
@@ -77,3 +77,11 @@ def test_our_side_of_the_step(monkeypatch):
 
     wanted = 2 * (forward(64, 128, 512) + 3 * forward(32, 64, 256))
     assert flops == pytest.approx(wanted, rel=0.02)
+
+
+def test_language(capsys):
+    language.main(language.Config(vocabularies=(512,), tokens=64, width=4, chunk=4, half=True))
+    found = last_line(capsys)
+    assert [row['objective'] for row in found['rows']] == list(language.MEASURED)
+    assert found['memory_ratio'] == max(row['memory_ratio'] for row in found['rows']) < 1
+    assert found['ratio'] > 0
