@@ -11,8 +11,9 @@ from kdjax import losses
 from kdjax.batches import Batch
 from kdjax.metrics import Average
 from kdjax.networks import Outputs
-from kdjax.objectives._arguments import batch_mean
+from kdjax.objectives._arguments import batch_mean, require_logits
 from kdjax.objectives._connectors import apply_connector, init_connector
+from kdjax.objectives._labels import check_classes
 from kdjax.objectives._logits import both_logits
 from kdjax.objectives._objective import Objective, Term
 
@@ -72,10 +73,13 @@ def curriculum_temperature(
         return jax.lax.stop_gradient(jnp.concatenate(list(finite), axis=-1))
 
     def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
+        pair = require_logits(name, 'student', student), require_logits(name, 'teacher', teacher)
+        for logits in pair:
+            check_classes(name, logits)
         if variant == 'global':
-            both_logits(name, student, teacher, {})  # complains where there are none
             return jnp.float32(1.0), {}
-        return init_connector(module, key, jax.eval_shape(predicted, both_logits(name, student, teacher, {}))), {}
+        width = sum(logits.shape[-1] for logits in pair)
+        return init_connector(module, key, jax.ShapeDtypeStruct((*pair[0].shape[:-1], width), jnp.float32)), {}
 
     def apply(
         params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array

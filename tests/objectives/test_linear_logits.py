@@ -66,6 +66,8 @@ BY_POSITION = {
     'adaptive_kl': objectives.adaptive_kl(),
     'alpha_beta_divergence': objectives.alpha_beta_divergence(alpha=0.4, beta=0.3),
     'binary_soft_targets': objectives.binary_soft_targets(),
+    'curriculum_of_examples': objectives.curriculum_temperature(10, variant='example', hidden=4),
+    'curriculum_temperature': objectives.curriculum_temperature(10),
     'decoupled_kd': objectives.decoupled_kd(ignore=4),
     'from_recorded_logits': objectives.from_recorded_logits(objectives.soft_targets()),
     'gap': objectives.by_position(objectives.from_function('gap', gap)),
@@ -73,6 +75,7 @@ BY_POSITION = {
     'hard_targets': objectives.hard_targets(),
     'in_stages': objectives.in_stages([objectives.logit_mse(), objectives.hard_labels()], [5]),
     'jensen_shannon': objectives.jensen_shannon(beta=0.3),
+    'label_free_tuning': objectives.label_free_tuning(threshold=0.6),
     'logit_mse': objectives.logit_mse(),
     'mixed_labels': objectives.mixed_labels(),
     'normalized_kd': objectives.normalized_kd(),
@@ -93,10 +96,12 @@ BY_POSITION = {
 }
 OTHERS = {
     'adaptive_taid': objectives.adaptive_taid(10),
+    'balance_by_magnitude': objectives.balance_by_magnitude(objectives.reverse_kl() + objectives.hard_labels(), 'reverse_kl'),
     'constraint': objectives.constraint(objectives.reverse_kl(), 0.1, multiplier=2.0),
     'dist': objectives.dist(),
     'diversity': objectives.diversity(),
     'from_function': objectives.from_function('gap', gap),
+    'multi_level_logits': objectives.multi_level_logits(),
     'standardize_dist': objectives.standardize_logits(objectives.dist()),
 }
 ON_LABELS = {
