@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from kdjax import metrics
+from kdjax import metrics, networks
 from kdjax.metrics import Average
 
 checked = settings(derandomize=True, deadline=None, max_examples=25)
@@ -132,3 +132,27 @@ def test_means_are_trees_that_add_field_by_field() -> None:
     assert metrics.divide(joined) == 3
     summed = functools.reduce(functools.partial(jax.tree.map, jnp.add), [{'x': a}, {'x': b}, {'x': a}])
     assert metrics.divide(summed['x']) == 12 / 5
+
+
+def test_bits_per_byte_count_the_bytes_of_the_labels_that_count():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(3, 4, 5)), rng.integers(-1, 5, (3, 4))
+    batch = {
+        'labels': labels,
+        'bytes': rng.integers(1, 9, (3, 4)),
+        'mask': rng.random((3, 4)) < 0.7,
+        'weights': np.array([1.0, 0.5, 2.0], np.float32),
+    }
+    bits = size = 0.0
+    for i, j in zip(*np.nonzero(batch['mask'] & (labels >= 0)), strict=True):
+        p = np.exp(logits[i, j]) / np.exp(logits[i, j]).sum()
+        bits -= batch['weights'][i] * np.log2(p[labels[i, j]])
+        size += batch['weights'][i] * batch['bytes'][i, j]
+    measured = metrics.bits_per_byte()(networks.Outputs(logits.astype(np.float32)), batch)
+    np.testing.assert_allclose(measured.compute(), bits / size, rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"^bits_per_byte: batch\['bytes'\] \(3, 3\) must have the shape of the labels, \(3, 4\)$"
+    ):
+        metrics.bits_per_byte()(networks.Outputs(logits), {**batch, 'bytes': batch['bytes'][:, 1:]})
+    with pytest.raises(ValueError, match=r"^bits_per_byte needs batch\['sizes'\]"):
+        metrics.bits_per_byte('sizes')(networks.Outputs(logits), batch)

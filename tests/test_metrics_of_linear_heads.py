@@ -17,6 +17,7 @@ METRICS = {
     'accuracy': (metrics.accuracy(), 'labels'),
     'agreement': (metrics.agreement(), 'labels'),
     'binary_accuracy': (metrics.binary_accuracy(), 'several_labels'),
+    'bits_per_byte': (metrics.bits_per_byte('sizes'), 'labels'),
     'calibration_error': (metrics.calibration_error(), 'labels'),
     'confusion_matrix': (metrics.confusion_matrix(), 'labels'),
     'intersection_over_union': (metrics.intersection_over_union(ignore=3), 'labels'),
@@ -41,6 +42,7 @@ def made():
         'labels': RNG.integers(-1, CLASSES, POSITIONS).astype(np.int32),
         'several_labels': RNG.integers(-1, 2, (*POSITIONS, CLASSES)).astype(np.int32),
         'numbers': RNG.normal(size=(*POSITIONS, CLASSES)).astype(np.float32),
+        'sizes': RNG.integers(1, 5, POSITIONS),
     }
     return head(3), head(4), batch
 

@@ -1,4 +1,4 @@
-"""How likely the labels are to a network: their negative log likelihood, and perplexity."""
+"""How likely the labels are to a network: their negative log likelihood, perplexity, and bits for each byte of text."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from kdjax.batches import Batch
 from kdjax.meshes import on_any_mesh
 from kdjax.metrics._averages import Average
 from kdjax.metrics._classification import Metric
-from kdjax.metrics._predictions import in_chunks, label_logits, predictions
+from kdjax.metrics._predictions import entry_of, in_chunks, label_logits, predictions
 from kdjax.networks import Outputs
 
 
@@ -73,3 +73,37 @@ def perplexity(*, ignore: int | None = None) -> Metric:
 
     measure = nll(ignore=ignore)
     return perplexity
+
+
+def bits_per_byte(entry: str = 'bytes', *, ignore: int | None = None) -> Callable[[Outputs, Batch], Average]:
+    """The negative log likelihood of the labels in bits, for each byte of text that they stand for.
+
+    Σ -log2 softmax(z)_y / Σ bytes(y), over the labels that count. Networks with other tokens can be compared by it, as
+    perplexities cannot: fewer tokens of the same text are each harder to tell.
+
+    Args:
+      entry: the name of the batch's numbers of bytes [batch, ...], one for each label, such as `len` of the token's bytes.
+      ignore: a label, beside the negative ones, that stands for none.
+
+    Raises:
+      ValueError: from the metric, as in `accuracy`, or if the entry is missing or has another shape than the labels.
+
+    >>> import jax.numpy as jnp
+    >>> batch = {'labels': jnp.array([[0, 5, 7]]), 'bytes': jnp.array([[4, 1, 1]])}
+    >>> round(bits_per_byte()(Outputs(jnp.zeros((1, 3, 8))), batch).compute(), 3)
+    1.5
+    """
+
+    @on_any_mesh
+    @in_chunks
+    def bits_per_byte(outputs: Outputs, batch: Batch) -> Average:
+        p = predictions('bits_per_byte', outputs, batch, ignore)
+        sizes = entry_of('bits_per_byte', batch, entry)
+        if sizes.shape != p.labels.shape:
+            raise ValueError(
+                f"bits_per_byte: batch['{entry}'] {sizes.shape} must have the shape of the labels, {p.labels.shape}"
+            )
+        bits = p.mean((jax.nn.logsumexp(p.logits, axis=-1) - label_logits(p)) / np.float32(np.log(2)))
+        return Average(bits.total, p.mean(sizes).total)
+
+    return bits_per_byte
