@@ -67,6 +67,7 @@ from kdjax.objectives._relations import (
     rkd_distance,
     similarity_preserving,
 )
+from kdjax.objectives._sampled import policy_gradient, sampled_reverse_kl
 from kdjax.objectives._semckd import semckd
 from kdjax.objectives._simkd import simkd, simkd_logits
 from kdjax.objectives._srd import srd
@@ -137,11 +138,13 @@ __all__ = [
     'overhaul',
     'pearson_features',
     'pkt',
+    'policy_gradient',
     'reconstruction',
     'regression',
     'reverse_kl',
     'rkd_angle',
     'rkd_distance',
+    'sampled_reverse_kl',
     'semckd',
     'similarity_preserving',
     'simkd',

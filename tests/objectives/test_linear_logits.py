@@ -81,6 +81,7 @@ BY_POSITION = {
     'normalized_kd': objectives.normalized_kd(),
     'over_positions': objectives.over_positions(objectives.soft_targets(), 'completion'),
     'reverse_kl': objectives.reverse_kl(),
+    'sampled_reverse_kl': objectives.sampled_reverse_kl(),
     'skewed_kl': objectives.skewed_kl(),
     'skewed_reverse_kl': objectives.skewed_reverse_kl(),
     'soft_targets': objectives.soft_targets(temperature=lambda step: 2.0 + step),
@@ -102,6 +103,7 @@ OTHERS = {
     'diversity': objectives.diversity(),
     'from_function': objectives.from_function('gap', gap),
     'multi_level_logits': objectives.multi_level_logits(),
+    'policy_gradient': objectives.policy_gradient(),
     'standardize_dist': objectives.standardize_logits(objectives.dist()),
 }
 ON_LABELS = {
