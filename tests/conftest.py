@@ -82,7 +82,8 @@ SLOW = (
     'training/test_streaming.py',
     'training/test_sweep.py',
 )
-# Of these, what takes minutes and seldom breaks alone: CI leaves it out, to be done in its time, and `make test-all` does not.
+# Of these, what takes minutes and seldom breaks alone: CI leaves it out, to be done in its time, and `make test-all` does not;
+# so with single tests that are marked `long` where they stand.
 LONG = (
     'experiments/test_assistant.py',
     'experiments/test_benchmarks_data.py',
@@ -106,7 +107,11 @@ LONG = (
     'experiments/test_student_as_teacher.py',
     'experiments/test_unlabelled.py',
     'losses/test_meshes.py',
+    'parallel/test_hosts.py',
+    'pruning/test_channels.py',
     'pruning/test_vgg.py',
+    'test_notebooks.py',
+    'training/test_interruptions.py',
 )
 
 

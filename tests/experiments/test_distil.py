@@ -78,7 +78,10 @@ def report(tmp_path: pathlib.Path) -> dict[str, dict[str, Any]]:
     return {row['name']: row for row in json.loads((tmp_path / 'run' / 'report.json').read_text())['rows']}
 
 
-@pytest.mark.parametrize('make', [folder, archive, table, hub])
+LONG = [pytest.param(make, marks=pytest.mark.long) for make in (archive, table, hub)]
+
+
+@pytest.mark.parametrize('make', [folder, *LONG])
 def test_data_of_every_kind_become_a_student_that_runs_alone(make, tmp_path):
     path = make(tmp_path / 'my photos ü')
     kept = str(tmp_path / 'kept')

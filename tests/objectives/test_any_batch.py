@@ -364,6 +364,7 @@ def test_what_stands_in_ragged_padding_is_never_seen(layout):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('layout', ['examples', 'tokens'])
 def test_a_mesh_with_explicit_axes_changes_nothing(layout):
     """As `jax.make_mesh` makes it, where the type of an array says how it is split."""
