@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from kdjax.generation._sampling import State, check_prompts, check_sampling, draw, filtered, keys_of_rows, read
+from kdjax.generation._sampling import (
+    State,
+    check_prompts,
+    check_sampling,
+    draw,
+    filtered,
+    keys_of_rows,
+    logits_at,
+    read,
+)
 from kdjax.networks import Network
 
 
@@ -33,10 +42,10 @@ def sample(
     *,
     new_tokens: int,
     lengths: ArrayLike | None = None,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
-    eos: int | None = None,
+    top_p: ArrayLike | None = None,
+    eos: ArrayLike | None = None,
 ) -> Generated:
     """Writes on from prompts: each token is drawn from what the decoder says after those before it.
 
@@ -47,17 +56,18 @@ def sample(
     Args:
       decoder: see `kdjax.generation`.
       variables: its variables; a cache among them is not looked at.
-      prompts: integers [batch, length], padded at their right.
+      prompts: integers [batch, length], padded at their right with any number.
       key: a random key, from which each row gets one by its number; or a key for each row.
       new_tokens: how many to write.
       lengths: of the prompts without their padding, integers [batch]; None where none is padded.
-      temperature: T; 0 for the likeliest token, the first of several.
+      temperature: T; 0 for the likeliest token, the first of several. Traced and 0, it is the smallest that is positive.
       top_k: how many tokens to draw from; those that are as likely as the last of them stay too. None for all.
       top_p: share of the probability to draw from, above 0 and at most 1; None for all.
       eos: the token that ends a text; None for texts that go on.
 
     Raises:
-      ValueError: prompts, lengths or an option do not fit, the decoder has no cache, or one that is too short.
+      ValueError: prompts, lengths, keys or an option do not fit, the decoder has no cache, or one that is too short. A number
+        that is traced cannot be known to be wrong: what it would give is -1 and NaN.
 
     >>> import jax, jax.numpy as jnp
     >>> from kdjax import models, networks
@@ -72,10 +82,12 @@ def sample(
       Holtzman, Buys, Du, Forbes, Choi. The Curious Case of Neural Text Degeneration. 2020. https://arxiv.org/abs/1904.09751
     """
     check_sampling('sample', new_tokens, temperature, top_k, top_p)
-    prompts, lengths = check_prompts('sample', prompts, lengths)
+    checked = check_prompts('sample', prompts, lengths)
+    batch = len(checked.tokens)
+    keys = keys_of_rows('sample', key, batch)
     weights = {name: value for name, value in variables.items() if name != 'cache'}
-    logits, state = read('sample', decoder, weights, prompts, lengths, new_tokens)
-    keys = keys_of_rows(key, len(prompts))
+    logits, state = read('sample', decoder, weights, checked, new_tokens, eos)
+    end = None if eos is None else jnp.asarray(eos, jnp.int32)
 
     def write(
         carry: tuple[jax.Array, State, jax.Array], step: jax.Array
@@ -85,12 +97,16 @@ def sample(
         drawn = draw(at_step, filtered(logits, temperature, top_k, top_p))
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         chosen = jnp.take_along_axis(log_p, jnp.maximum(drawn, 0)[:, None], axis=-1)[:, 0]
-        tokens = drawn if eos is None else jnp.where(ended, eos, drawn)
-        now_ended = ended if eos is None else ended | (tokens == eos)
-        inputs = {'tokens': tokens[:, None], 'positions': (lengths + step)[:, None]}
+        tokens = drawn if end is None else jnp.where(ended, end, drawn)
+        now_ended = ended if end is None else ended | (tokens == end)
+        inputs = {'tokens': tokens[:, None], 'positions': (checked.lengths + step)[:, None]}
         outputs, state = decoder.apply({**weights, **state}, inputs)
-        return (outputs.logits[:, 0], state, now_ended), (tokens, jnp.where(ended, 0.0, chosen), ~ended)
+        return (logits_at(outputs, jnp.zeros(batch, jnp.int32)), state, now_ended), (
+            tokens,
+            jnp.where(ended, 0.0, chosen),
+            ~ended,
+        )
 
-    start = logits, state, jnp.zeros(len(prompts), jnp.bool_)
+    start = logits, state, jnp.zeros(batch, jnp.bool_)
     _, (tokens, log_probabilities, counted) = jax.lax.scan(write, start, jnp.arange(new_tokens, dtype=jnp.int32))
     return Generated(tokens.T, log_probabilities.T, jnp.sum(counted, axis=0, dtype=jnp.int32))

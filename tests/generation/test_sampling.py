@@ -56,13 +56,16 @@ def test_a_row_depends_on_its_key_alone():
     order = np.array([2, 0])
     some = written(keys[order], PROMPTS[order], LENGTHS[order], new_tokens=6)
     np.testing.assert_array_equal(some.tokens, found.tokens[order])
-    padded = written(keys, np.pad(PROMPTS, ((0, 0), (0, 2)), constant_values=4), LENGTHS, new_tokens=6)
+    empty = np.where(np.arange(3)[None] < LENGTHS[:, None], PROMPTS, -1)  # padding may be no token at all
+    padded = written(keys, np.pad(empty, ((0, 0), (0, 2)), constant_values=99), LENGTHS, new_tokens=6)
     np.testing.assert_array_equal(padded.tokens, found.tokens)
     fewer = written(keys, PROMPTS, LENGTHS, new_tokens=2)
     np.testing.assert_array_equal(fewer.tokens, found.tokens[:, :2])
     by_number = written(jax.random.key(5), PROMPTS, LENGTHS, new_tokens=6)
     alone = written(jax.random.key(5), PROMPTS[:1], LENGTHS[:1], new_tokens=6)
     np.testing.assert_array_equal(alone.tokens, by_number.tokens[:1])
+    raw = written(jax.random.key_data(jax.random.key(5)), PROMPTS, LENGTHS, new_tokens=6)
+    np.testing.assert_array_equal(raw.tokens, by_number.tokens)
 
 
 def cut(p, temperature=1.0, top_k=None, top_p=None):
@@ -125,7 +128,7 @@ def test_a_text_ends_with_its_last_token():
     assert 0 < ended < 60
 
 
-@functools.partial(jax.jit, static_argnames=('student', 'new_tokens', 'drafted', 'temperature', 'top_k'))
+@functools.partial(jax.jit, static_argnames=('student', 'new_tokens', 'drafted', 'temperature', 'top_k', 'eos'))
 def speculated(key, prompts, lengths, student=1, **options):
     return generation.speculative_sample(*made(student), *made(0), prompts, key, lengths=lengths, **options)
 
@@ -153,10 +156,66 @@ def test_a_student_that_is_its_teacher_is_always_right_and_saves_calls():
     assert found.rounds == 2
 
 
+def test_a_drafted_row_depends_on_its_key_alone_and_ends_with_its_last_token():
+    keys = jax.random.split(jax.random.key(7), 9)
+    prompts, lengths = np.tile(PROMPTS, (3, 1)), np.tile(LENGTHS, 3)
+    free = speculated(keys, prompts, lengths, new_tokens=7, drafted=2)
+    some = speculated(keys[3:5], prompts[3:5], lengths[3:5], new_tokens=7, drafted=2)
+    np.testing.assert_array_equal(some.tokens, free.tokens[3:5])
+    assert free.lengths.tolist() == [7] * 9
+    found = speculated(keys, prompts, lengths, new_tokens=7, drafted=2, eos=2)
+    for row, text, length in zip(found.tokens, np.asarray(free.tokens), found.lengths, strict=True):
+        at = np.flatnonzero(text == 2)
+        assert length == (at[0] + 1 if at.size else 7)
+        np.testing.assert_array_equal(row, [*text[:length], *[2] * (7 - int(length))])
+    assert 0 < np.sum(found.lengths < 7) < 9
+    assert found.acceptance.count < free.acceptance.count
+
+
 def test_greedy_drafts_change_no_token():
     found = speculated(jax.random.key(0), PROMPTS, LENGTHS, new_tokens=7, drafted=3, temperature=0)
     expected = written(jax.random.key(0), PROMPTS, LENGTHS, new_tokens=7, temperature=0)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
+
+
+def test_a_head_that_is_left_to_do_writes_the_same():
+    """`linear_head` inside of both: for a prompt only its last logits are computed."""
+    decoder, variables = made(0)
+    tapped = networks.from_linen(models.Decoder(VOCABULARY, 1, 8, 2, 8, cache=CACHE), features='hidden', mutable='cache')
+    linear = networks.linear_head(tapped, 'hidden', 'head/kernel')
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    @jax.jit
+    def both(prompts):
+        alone = generation.sample(linear, variables, prompts, keys, lengths=LENGTHS, new_tokens=6)
+        drafted = generation.speculative_sample(linear, variables, decoder, variables, prompts, keys, new_tokens=4, drafted=2)
+        return alone, drafted.acceptance
+
+    found, acceptance = both(PROMPTS)
+    expected = written(keys, PROMPTS, LENGTHS, new_tokens=6)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.log_probabilities, expected.log_probabilities, atol=1e-5)
+    assert acceptance.compute() == 1
+
+
+def test_numbers_may_be_traced_and_wrong_ones_write_no_token():
+    keys = jax.random.split(jax.random.key(3), 3)
+
+    @jax.jit
+    def traced(temperature, top_p, prompts):
+        options = {'lengths': LENGTHS, 'new_tokens': 4, 'temperature': temperature, 'top_p': top_p}
+        return generation.sample(*made(0), prompts, keys, **options)
+
+    expected = written(keys, PROMPTS, LENGTHS, new_tokens=4, temperature=0.5, top_p=0.7)
+    np.testing.assert_array_equal(traced(0.5, 0.7, PROMPTS).tokens, expected.tokens)
+    greedy = written(keys, PROMPTS, LENGTHS, new_tokens=4, temperature=0)
+    np.testing.assert_array_equal(traced(1e-30, 1.0, PROMPTS).tokens, greedy.tokens)
+    np.testing.assert_array_equal(traced(0.0, 1.0, PROMPTS).tokens, greedy.tokens)
+    for wrong in ((-1.0, 1.0), (1.0, 0.0), (1.0, 1.5)):
+        np.testing.assert_array_equal(traced(*wrong, PROMPTS).tokens, -1)
+    unknown = traced(1.0, 1.0, np.where(PROMPTS == 4, 9, PROMPTS))
+    np.testing.assert_array_equal(unknown.tokens[0], -1)
+    assert np.all(unknown.tokens[1:] >= 0)
 
 
 def test_broken_logits_write_no_token():
@@ -175,23 +234,29 @@ REFUSED = [
     ({'prompts': PROMPTS + 4}, 'tokens of prompts must be from 0 to 4, got [5-8]'),
     ({'lengths': LENGTHS - 1}, 'lengths of prompts must be from 1 to 3, got 0'),
     ({'lengths': LENGTHS[:2]}, 'one of each prompt'),
-    ({'new_tokens': 0}, 'new_tokens must be at least 1'),
+    ({'new_tokens': 0}, 'new_tokens must be an integer of at least 1, got 0'),
     ({'new_tokens': 14}, 'need a longer cache than 16'),
     ({'temperature': -1.0}, 'temperature must be positive'),
-    ({'top_k': 0}, 'top_k must be at least 1'),
+    ({'top_k': 0}, 'top_k must be an integer of at least 1, got 0'),
     ({'top_p': 0.0}, 'top_p must be above 0'),
     ({'top_p': 1.5}, 'top_p must be above 0'),
+    ({'top_k': 2.0}, 'top_k must be an integer of at least 1, got 2.0'),
+    ({'temperature': np.ones(3)}, 'temperature must be a number'),
+    ({'temperature': float('nan')}, 'temperature must be positive'),
+    ({'eos': VOCABULARY}, 'eos must be a token from 0 to 4, or None, got 5'),
+    ({'eos': -1}, 'eos must be a token from 0 to 4, or None, got -1'),
+    ({'key': jax.random.split(jax.random.key(0), 2)}, 'a random key, or one for each of 3 rows'),
 ]
 
 
 @pytest.mark.parametrize('options, message', REFUSED)
 def test_what_cannot_be_written_is_named(options, message):
-    given = {'prompts': PROMPTS, 'new_tokens': 4, **options}
-    prompts = given.pop('prompts')
+    given = {'prompts': PROMPTS, 'new_tokens': 4, 'key': jax.random.key(0), **options}
+    prompts, key = given.pop('prompts'), given.pop('key')
     with pytest.raises(ValueError, match=rf'^sample: [^\n]*{message}[^\n]*$'):
-        generation.sample(*made(0), prompts, jax.random.key(0), **given)
+        generation.sample(*made(0), prompts, key, **given)
     with pytest.raises(ValueError, match=r'^speculative_sample: [^\n]+$'):
-        generation.speculative_sample(*made(1), *made(0), prompts, jax.random.key(0), **given)
+        generation.speculative_sample(*made(1), *made(0), prompts, key, **given)
 
 
 def test_a_decoder_without_a_cache_and_a_student_of_other_tokens_are_named():
@@ -200,5 +265,5 @@ def test_a_decoder_without_a_cache_and_a_student_of_other_tokens_are_named():
         generation.sample(networks.from_linen(module), made(0)[1], PROMPTS, jax.random.key(0), new_tokens=2)
     with pytest.raises(ValueError, match=r'^speculative_sample: student and teacher must have the same tokens, got 7 and 5$'):
         generation.speculative_sample(*made(1, vocabulary=7), *made(0), PROMPTS, jax.random.key(0), new_tokens=2)
-    with pytest.raises(ValueError, match=r'^speculative_sample: drafted must be at least 1, got 0$'):
+    with pytest.raises(ValueError, match=r'^speculative_sample: drafted must be an integer of at least 1, got 0$'):
         generation.speculative_sample(*made(1), *made(0), PROMPTS, jax.random.key(0), new_tokens=2, drafted=0)

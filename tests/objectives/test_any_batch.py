@@ -145,7 +145,7 @@ CASES = {
     'overhaul': Case(objectives.overhaul('s', 't')),
     'pearson_features': Case(objectives.pearson_features('s', 't')),
     'pkt': Case(objectives.pkt('s', 't')),
-    'policy_gradient': Case(objectives.policy_gradient(ignore=4), ('tokens',)),
+    'policy_gradient': Case(objectives.policy_gradient(), ('tokens',)),
     'reconstruction': Case(objectives.reconstruction(None, None)),
     'regression': Case(objectives.regression(delta=0.5), labels='numbers'),
     'reverse_kl': Case(objectives.reverse_kl()),

@@ -42,6 +42,7 @@ OF_CLASSES = {
     'top_2': metrics.top_k_accuracy(2, ignore=IGNORE),
     'nll': metrics.nll(ignore=IGNORE),
     'perplexity': metrics.perplexity(ignore=IGNORE),
+    'bits_per_byte': metrics.bits_per_byte('sizes', ignore=IGNORE),
     'calibration_error': metrics.calibration_error(bins=BINS, ignore=IGNORE),
     'confusion_matrix': metrics.confusion_matrix(ignore=IGNORE),
     'intersection_over_union': metrics.intersection_over_union(ignore=IGNORE),
@@ -79,6 +80,7 @@ def examples(shape):
         'numbers': numbers((*shape, CLASSES)),
         'mask': mask,
         'weights': weights,
+        'sizes': RNG.integers(1, 6, shape),
     }
 
 
@@ -108,6 +110,7 @@ def oracle(data):
         'top_2': average([label in row[-2:] for label, row in zip(y, z.argsort(-1), strict=True)]),
         'nll': average(surprise),
         'perplexity': np.exp(average(surprise)),
+        'bits_per_byte': w @ surprise / np.log(2) / (w @ sliced(data['sizes'], labelled)),
         'calibration_error': error,
         'confusion_matrix': confusion,
         'intersection_over_union': np.mean(both[either > 0] / either[either > 0]),
@@ -291,7 +294,9 @@ def test_labels_of_another_kind_are_refused(metric, labels, message):
 def test_where_labels_are_traced_a_wrong_one_is_nan():
     measure = jax.jit(
         lambda labels: {
-            name: OF_CLASSES[name](Outputs(jnp.eye(3)), {'labels': labels}) for name in OF_CLASSES if name != 'agreement'
+            name: OF_CLASSES[name](Outputs(jnp.eye(3)), {'labels': labels, 'sizes': jnp.ones(3)})
+            for name in OF_CLASSES
+            if name != 'agreement'
         }
     )
     wrong, right = (metrics.compute(measure(np.array([0, 1, last]))) for last in (3, 2))
