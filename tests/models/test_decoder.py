@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import models, networks
+from kdjax import models, networks, paths
 
 VOCABULARY, LENGTH = 19, 7
 BASE = {'vocabulary': VOCABULARY, 'depth': 2, 'width': 16, 'heads': 4, 'hidden': 24}
@@ -145,6 +145,46 @@ def test_scanned_blocks_equal_unrolled_ones_with_their_cache():
     np.testing.assert_allclose(outputs.logits, whole[:, 4:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    'variant, head',
+    [('plain', {'kernel': 'head/kernel'}), ('biased and tied', {'kernel': 'tokens/embedding', 'transposed': True})],
+)
+def test_the_hidden_state_and_the_kernel_are_what_linear_head_takes(variant, head):
+    options = {**BASE, **VARIANTS[variant], 'softcap': 3.0}
+    dense, (_, variables) = networks.from_linen(models.Decoder(**options)), made(variant)
+    tapped = networks.from_linen(models.Decoder(**options), features='hidden')
+    linear = networks.linear_head(tapped, 'hidden', softcap=3.0, **head)
+    found, expected = (each.apply(variables, TOKENS)[0].logits for each in (linear, dense))
+    np.testing.assert_allclose(networks.dense_logits(found), expected, rtol=1e-5, atol=1e-5)
+    half = networks.from_linen(models.Decoder(**options, dtype=jnp.bfloat16), features=('hidden', 'block1'))
+    shapes = jax.eval_shape(lambda: half.apply(variables, TOKENS)[0].features)
+    assert {x.dtype for x in shapes.values()} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_a_narrower_mlp_computes_what_the_whole_does_with_channels_at_zero(scan):
+    module = models.Decoder(**BASE, scan=scan)
+    variables = random_like(jax.eval_shape(module.init, jax.random.key(0), TOKENS))
+    kept = np.array([0, 3, 4, 11, 17])
+
+    def change(path, leaf, of_makers, of_readers):
+        of = {'gate': of_makers, 'up': of_makers, 'down': of_readers}.get(path.split('/')[-2])
+        return leaf if of is None or path.startswith('params/block0/') else of(leaf)
+
+    smaller, zeroed = (
+        paths.map_with_paths(functools.partial(change, of_makers=makers, of_readers=readers), variables)
+        for makers, readers in (
+            (lambda x: x[..., kept], lambda x: jnp.take(x, kept, axis=-2)),
+            (lambda x: jnp.asarray(np.where(np.isin(np.arange(x.shape[-1]), kept), x, np.float32(0))), lambda x: x),
+        )
+    )
+    narrow = models.narrow(module, smaller, TOKENS)
+    below = 'blocks/block' if scan else 'block1'
+    assert dict(narrow.narrowed) == {f'{below}/gate': 5, f'{below}/up': 5}
+    expected = module.apply(zeroed, TOKENS)
+    np.testing.assert_allclose(narrow.apply(smaller, TOKENS), expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
+
+
 def test_later_tokens_change_nothing_before_them_and_unknown_ones_no_plausible_number():
     network, variables = made('plain')
     whole = network.apply(variables, TOKENS)[0].logits
@@ -165,6 +205,11 @@ def test_half_precision_keeps_logits_in_float32_and_near():
     logits = network.apply(variables, TOKENS)[0].logits
     exact, _ = made('grouped')
     assert logits.dtype == jnp.float32
+    assert np.any(np.asarray(logits != logits.astype(jnp.bfloat16).astype(jnp.float32)))  # nor were they rounded before
+    # jax cannot compile the gradient of its own attention in half precision where promotion is strict.
+    with jax.numpy_dtype_promotion('standard'):
+        gradient = jax.grad(lambda v: network.apply(v, TOKENS)[0].logits.sum())(variables)
+    assert all(x.dtype == jnp.float32 and np.all(np.isfinite(x)) for x in jax.tree.leaves(gradient))
     expected = exact.apply(variables, TOKENS)[0].logits
     assert np.linalg.norm(logits - expected) < 0.03 * np.linalg.norm(expected)
 
@@ -177,8 +222,12 @@ def test_half_precision_keeps_logits_in_float32_and_near():
         ({'head_width': 5}, TOKENS, 'must be even'),
         ({}, TOKENS.astype(np.float32), 'integers'),
         ({}, TOKENS[0], 'batch, length'),
-        ({'cache': 9}, {'tokens': TOKENS, 'segments': TOKENS}, 'no cache'),
-        ({}, {'tokens': TOKENS, 'segments': TOKENS[:, 1:]}, 'shape of the tokens'),
+        ({'cache': 9}, {'tokens': TOKENS, 'segments': TOKENS}, 'without a cache'),
+        ({}, {'tokens': TOKENS, 'segments': TOKENS[:, 1:]}, 'segments must be integers of the shape of the tokens'),
+        ({}, {'tokens': TOKENS, 'positions': np.arange(LENGTH)}, 'positions must be integers of the shape of the tokens'),
+        ({'window': 0}, TOKENS, 'window must be positive'),
+        ({'cache': 0}, TOKENS, 'cache must be positive'),
+        ({'softcap': -1.0}, TOKENS, 'softcap must be positive'),
     ],
 )
 def test_what_does_not_fit_is_named(options, inputs, message):
