@@ -234,3 +234,10 @@ def test_what_does_not_fit_is_named(options, inputs, message):
     network = networks.from_linen(models.Decoder(**{**BASE, **options}))
     with pytest.raises(ValueError, match=rf'^Decoder: [^\n]*{message}'):
         jax.eval_shape(network.init, jax.random.key(0), inputs)
+
+
+def test_a_cache_of_another_batch_is_named():
+    network = networks.from_linen(models.Decoder(**BASE, cache=4), mutable='cache')
+    variables = jax.eval_shape(network.init, jax.random.key(0), TOKENS[:, :4])
+    with pytest.raises(ValueError, match=r'^Decoder: the cache must have the shape \(2, 4, 4, 4\)'):
+        jax.eval_shape(network.apply, variables, TOKENS[:2, :4])
