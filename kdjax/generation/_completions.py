@@ -56,7 +56,7 @@ def completions(
     >>> written['inputs'][0, :3].tolist(), written['completion'].tolist()
     ([5, 7, 2], [[False, False, True, True]])
 
-    Reference:
+    References:
       Agarwal, Vieillard, Zhou, Stanczyk, Ramos, Geist, Bachem. On-Policy Distillation of Language Models: Learning from
       Self-Generated Mistakes. 2024. https://arxiv.org/abs/2306.13649
       Kim, Rush. Sequence-Level Knowledge Distillation. 2016. https://arxiv.org/abs/1606.07947

@@ -18,8 +18,7 @@ def balance_by_magnitude(objective: Objective, reference: str) -> Objective:
     each term has, and need not be searched anew for other features and networks. A term that is 0 is left as it is. NVIDIA's
     Model Optimizer balances so the losses of layers by that of the logits, and those of the logits by the labels' one.
 
-    The terms are one now, whose metrics are those of the objective, with the factor of each as `'name/factor'`. With
-    `networks.in_parts`, each part of a batch has factors of its own.
+    The terms are one now, whose metrics are those of the objective, with the factor of each as `'name/factor'`.
 
     Args:
       objective: a sum of two terms or more.

@@ -48,6 +48,39 @@ def skewed_kl(pair: Pair) -> Objective:
     return objectives.combine(hard=objectives.hard_labels(), skewed=objectives.skewed_kl())
 
 
+def skewed_reverse_kl(pair: Pair) -> Objective:
+    """DistiLLM (Ko 2024): hard labels + skewed reverse divergence. The paper is about language models; the weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), skewed=objectives.skewed_reverse_kl())
+
+
+def total_variation(pair: Pair) -> Objective:
+    """f-distill (Wen 2023): hard labels + total variation. The paper is about language models; the weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), variation=objectives.total_variation())
+
+
+def alpha_beta_divergence(pair: Pair) -> Objective:
+    """ABKD (Wang 2025): hard labels + α-β-divergence with α = 0.2, β = 0.7. Weight and exponents are ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), divergence=objectives.alpha_beta_divergence(alpha=0.2, beta=0.7))
+
+
+def adaptive_kl(pair: Pair) -> Objective:
+    """AKL (Wu 2024): hard labels + adaptive divergence. The paper is about language models; the weight is ours."""
+    del pair
+    return objectives.combine(hard=objectives.hard_labels(), adaptive=objectives.adaptive_kl())
+
+
+def taid(pair: Pair) -> Objective:
+    """TAID (Shing 2025): hard labels + a target that moves to the teacher over the run, as fast as the student follows.
+
+    The paper is about language models, and has no labels; their weight is ours.
+    """
+    moving = objectives.adaptive_taid(max(1, pair.epochs * pair.steps_per_epoch))
+    return objectives.combine(hard=objectives.hard_labels(), moving=moving)
+
+
 def decoupled_kd(pair: Pair) -> Objective:
     """DKD (Zhao 2022): hard labels + DKD with α = 1, β = 8, T = 4, warmed up over 20 epochs of 240."""
     return objectives.combine(hard=objectives.hard_labels(), dkd=over_epochs(pair) * objectives.decoupled_kd())

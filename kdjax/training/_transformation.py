@@ -16,16 +16,16 @@ from kdjax.problems import Problem, TrainState
 def transform_batches(problem: Problem, transform: Callable[..., Batch]) -> Problem:
     """A problem whose steps see `transform(key, batch)`, teacher and student alike, as for mixup.
 
-    A function of four arguments, `transform(key, batch, student_variables, teacher_variables)`, gets both networks' variables
-    too, as for text that the student writes itself. Such a one must keep the shapes of the batch.
+    A function that needs four arguments, `transform(key, batch, student_variables, teacher_variables)`, gets both networks'
+    variables too, as for text that the student writes itself. Such a one must keep the shapes of the batch.
 
     Augmentation of single examples is for the epochs; this is for what needs several. The key is made of the run's key and the
     number of the step, so a run that resumes goes on alike.
 
     Args:
       problem: the problem.
-      transform: a pure function of a key and a batch, such as `data.augment.mixup`, or of these and both networks' variables,
-        such as `generation.completions`.
+      transform: a pure function of a key and a batch, as `data.augment.mixup` makes one, or of these and both networks'
+        variables, as `generation.completions` does. Arguments with defaults are its own.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> from kdjax import data, networks, objectives, training
@@ -36,7 +36,7 @@ def transform_batches(problem: Problem, transform: Callable[..., Batch]) -> Prob
     >>> sorted(metrics)
     ['gradient_norm', 'loss', 'mixed_labels', 'mixed_labels/weighted']
     """
-    sees_networks = _positional(transform) > 2
+    sees_networks = _needed(transform) > 2
 
     def init(key: jax.Array, batch: Batch, *, student_variables: Any = None) -> TrainState:
         shapes = batch if sees_networks else jax.eval_shape(transform, jax.random.key(0), batch)
@@ -57,7 +57,8 @@ def transform_batches(problem: Problem, transform: Callable[..., Batch]) -> Prob
     return problem._replace(init=init, step=step, check=check)
 
 
-def _positional(transform: Callable[..., Batch]) -> int:
-    """How many arguments a function takes by position."""
+def _needed(transform: Callable[..., Batch]) -> int:
+    """How many arguments a function must be given by position: what has a default is its own, as in `lambda k, b, a=a: ...`."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in kinds for parameter in inspect.signature(transform).parameters.values())
+    parameters = inspect.signature(transform).parameters.values()
+    return sum(parameter.kind in kinds and parameter.default is parameter.empty for parameter in parameters)

@@ -114,6 +114,27 @@ def test_steps_blend_their_batch_with_a_key_of_their_own() -> None:
     np.testing.assert_allclose(by_hand.params['kernel'], first['kernel'], rtol=1e-6, atol=1e-7)
 
 
+def test_a_function_with_defaults_of_its_own_gets_key_and_batch_alone() -> None:
+    """Of any number, as in lambdas that keep what a loop has made; four that are needed get the networks' variables too."""
+    network = networks.from_linen(nn.Dense(3))
+    plain = training.distillation(network, network, objectives.soft_targets(), optax.sgd(0.1))
+    batch = {**BATCH, 'inputs': jnp.asarray(BATCH['inputs'], jnp.float32)}
+    taught_by = network.init(jax.random.key(7), batch['inputs'])
+
+    def loss(transform) -> float:
+        problem = training.transform_batches(plain, transform)
+        return float(problem.step(problem.init(KEY, batch), taught_by, batch)[1]['loss'].compute())
+
+    def doubled(key, batch, by=2.0, shift=0.0):
+        return {**batch, 'inputs': by * batch['inputs'] + shift}
+
+    def marked(key, batch, student_variables, teacher_variables):
+        return doubled(key, batch, 1.0 + jnp.mean(teacher_variables['params']['bias']))
+
+    assert loss(doubled) != loss(lambda key, batch: batch)
+    assert loss(marked) == loss(lambda key, batch: batch)  # biases begin at zero
+
+
 def test_mixed_batches_go_through_fit_which_checks_what_the_steps_see() -> None:
     network = networks.from_linen(nn.Dense(3))
     problem = training.distillation(network, None, objectives.mixed_labels(), optax.sgd(0.1))

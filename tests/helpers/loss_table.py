@@ -190,11 +190,6 @@ every_loss = pytest.mark.parametrize('name', list(CASES))
 every_loss_with_an_axis = pytest.mark.parametrize('name', [name for name, case in CASES.items() if case.has_axis])
 
 
-def call_by_name(name, student, teacher, *labels, **options):
-    """Calls a loss as it is."""
-    return (CASES[name].call or getattr(losses, name))(student, teacher, *labels, **options)
-
-
 def call(name, student, teacher, labels=LABELS, **options):
     """Calls a loss, with labels if it takes any."""
     case = CASES[name]
@@ -203,7 +198,7 @@ def call(name, student, teacher, labels=LABELS, **options):
     return (case.call or getattr(losses, name))(student, teacher, *([labels] if case.labelled else []), **options)
 
 
-LOSSES = {name: functools.partial(call_by_name, name) for name in CASES}
+LOSSES = {name: functools.partial(call, name) for name in CASES}
 
 
 def arguments(name, *, seed=0):
