@@ -33,7 +33,8 @@ def one_panel(path: pathlib.Path, title: str, size: tuple[float, float]) -> Iter
 
 def save(figure: plt.Figure, path: pathlib.Path) -> None:
     """Writes a figure and forgets it."""
-    figure.savefig(path, dpi=150)
+    # A legend may be wider than its figure: names are the user's, and constrained layout lets them be cut off.
+    figure.savefig(path, dpi=150, bbox_inches='tight')
     plt.close(figure)
 
 
@@ -95,7 +96,7 @@ def draw_accuracy(
     first = np.atleast_1d(panels)[0]
     first.set(ylabel='test accuracy (%)')
     handles = [*(key or first.get_legend_handles_labels()[0]), plt.Line2D([], [], color='grey', label='Pareto front')]
-    figure.legend(handles=handles, loc='outside lower center', ncols=min(len(handles), 4 * len(costs)), fontsize='small')
+    figure.legend(handles=handles, loc='outside lower center', ncols=min(len(handles), 2 * len(costs)), fontsize='small')
     save(figure, path)
 
 

@@ -11,7 +11,8 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
 body { color: #222; background: #fff; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
-th, td { border: 1px solid #8886; padding: 0.3rem 0.6rem; text-align: left; }
+table { font-size: 0.875rem; }
+th, td { border: 1px solid #8886; padding: 0.3rem 0.5rem; text-align: left; }
 td { font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; background: #fff; }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616; } }

@@ -96,10 +96,11 @@ def write_report(
             result[name] = latency
     seconds = time.time() - started
     over = f'mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'of one seed, so that deviations are unknown'
+    measured = (table or accuracy_table)(results)
+    sizes = 'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.'
     text = (
-        f'# {title}\n\nTest accuracy on {dataset.name}, {over}. '
-        f'Bytes are the size of the file that would be shipped; latency is the median of one forward pass at batch 1.\n\n'
-        f'{(table or accuracy_table)(results)}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine(devices)}.\n'
+        f'# {title}\n\nTest accuracy on {dataset.name}, {over}. {sizes if "bytes" in measured else ""}\n\n'
+        f'{measured}\n\n{notes}\n\nThis command took {seconds:.0f} s on {machine(devices)}.\n'
     )
     draw(output / 'figure.png', results, title)
     figures_too = f'{text}\n![{title}](figure.png)\n' + ''.join(map(_in_markdown, sections))

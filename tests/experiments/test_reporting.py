@@ -5,6 +5,7 @@ import types
 
 import flax.linen as nn
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -53,6 +54,26 @@ def test_with_more_seeds_they_are_those_of_the_sample(tmp_path):
     # Seed by seed, the changes are 3 and 5 points.
     assert '+4.00 points (standard error 1.00)' in text
     assert 'over 2 seeds' in text
+
+
+def test_no_name_is_cut_off_at_the_edge_of_a_figure(tmp_path):
+    """However long names are, which are the user's: nothing but paper stands at the edge."""
+    rows = [row(f'a network with a name that goes on and on, number {i}', 0.9, 0.92) for i in range(7)]
+    written(tmp_path, rows, figures.draw_accuracy)
+    image = plt.imread(tmp_path / 'figure.png')[..., :3]
+    for edge in (image[0], image[-1], image[:, 0], image[:, -1]):
+        np.testing.assert_array_equal(edge, np.ones_like(edge))
+
+
+def test_bytes_are_explained_where_there_are_any(tmp_path):
+    _, text = written(tmp_path, [row('a', 0.9), row('b', 0.92)], figures.draw_rows)
+    assert 'Bytes are the size' in text
+    dataset = types.SimpleNamespace(name='ones', test={'inputs': INPUTS})
+    options = {'title': 'Two', 'started': 0.0, 'notes': '', 'draw': figures.draw_rows, 'devices': 1}
+    reporting.write_report(
+        tmp_path, [row('a', 0.9)], dataset=dataset, table=lambda results: '| network |\n|---|\n| a |', **options
+    )
+    assert 'Bytes are the size' not in (tmp_path / 'report.md').read_text()
 
 
 def test_the_difference_of_two_means_has_an_error_only_if_both_have_one():
