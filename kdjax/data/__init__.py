@@ -1,12 +1,14 @@
-"""Data: image data sets of one's own and by name, few labels, and augmentation on the device."""
+"""Data: image data sets of one's own and by name, few labels, augmentation on the device, and alignment of tokens."""
 
 from kdjax.data import augment
+from kdjax.data._align_tokens import align_tokens
 from kdjax.data._dataset import Dataset, from_arrays, hide_labels, load, repeat_labelled, take
 from kdjax.data._shards import dirichlet_shards, stack_shards
 from kdjax.data.augment import channel_statistics, normalize
 
 __all__ = [
     'Dataset',
+    'align_tokens',
     'augment',
     'channel_statistics',
     'dirichlet_shards',

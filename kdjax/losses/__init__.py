@@ -28,6 +28,8 @@ Several labels at a time, or numbers instead of classes:
 A teacher of some of the classes or of others, of the k largest logits or of sampled tokens, or too many classes for logits:
   `subset_soft_targets`; `universal_logit`; `top_k_soft_targets`, `top_k_reverse_kl`, `top_k_jensen_shannon`;
   `sampled_reverse_kl`, `policy_gradient`; `linear_soft_targets`.
+Text in the tokens of two tokenizers, aligned by `kdjax.data.align_tokens`:
+  `span_universal_logit`; of `span_log_probabilities`, `approximate_likelihood_matching` and `sampled_reverse_kl`.
 A layer of each network, of one shape (for others, `kdjax.objectives` trains a connector):
   `hint`, `vid`, `factor_transfer`, `hierarchical_context`, `masked_generation`, `channel_wise`, `attention_distillation`,
   `pearson_features`, `inter_channel`, `fbkd`, `reconstruction`; before the ReLU, `activation_boundary` and `overhaul`; two
@@ -83,6 +85,7 @@ from kdjax.losses._rkd import rkd_angle, rkd_distance
 from kdjax.losses._sampled import policy_gradient, sampled_reverse_kl
 from kdjax.losses._similarity_preserving import similarity_preserving
 from kdjax.losses._singular_vectors import singular_vectors
+from kdjax.losses._spans import approximate_likelihood_matching, span_log_probabilities, span_universal_logit
 from kdjax.losses._srd import srd
 from kdjax.losses._subset_soft_targets import subset_soft_targets
 from kdjax.losses._taid import taid
@@ -106,6 +109,7 @@ __all__ = [
     'activation_size',
     'adaptive_kl',
     'alpha_beta_divergence',
+    'approximate_likelihood_matching',
     'attention_distillation',
     'attention_maps',
     'attention_transfer',
@@ -163,6 +167,8 @@ __all__ = [
     'skewed_kl',
     'skewed_reverse_kl',
     'soft_targets',
+    'span_log_probabilities',
+    'span_universal_logit',
     'srd',
     'standardize_logits',
     'subset_soft_targets',

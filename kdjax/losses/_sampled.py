@@ -52,7 +52,7 @@ def sampled_reverse_kl(
     """
     if estimator not in ('k1', 'k2', 'k3'):
         raise ValueError(f"sampled_reverse_kl: estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
-    student, teacher, where = _of_tokens('sampled_reverse_kl', student, teacher, where)
+    student, teacher, where = of_tokens('sampled_reverse_kl', student, teacher, where)
     ratio = teacher - student
     values = {'k1': -ratio, 'k2': 0.5 * jnp.square(ratio), 'k3': jnp.expm1(ratio) - ratio}[estimator]
     return values if where is None else jnp.where(where, values, 0.0)
@@ -90,8 +90,8 @@ def policy_gradient(
       Gu, Dong, Wei, Huang. MiniLLM: Knowledge Distillation of Large Language Models. 2024. https://arxiv.org/abs/2306.08543
     """
     if sampler is not None:
-        _, sampler, _ = _of_tokens('policy_gradient', student, sampler, where)
-    student, teacher, where = _of_tokens('policy_gradient', student, teacher, where)
+        _, sampler, _ = of_tokens('policy_gradient', student, sampler, where)
+    student, teacher, where = of_tokens('policy_gradient', student, teacher, where)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
     rewards = jax.lax.stop_gradient(jnp.where(kept, teacher - student, 0.0))
     # Sums from each token to the end, without the token itself.
@@ -102,10 +102,10 @@ def policy_gradient(
     return jnp.where(kept, -reward * student, 0.0)
 
 
-def _of_tokens(
-    loss: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None
+def of_tokens(
+    loss: str, student: ArrayLike, teacher: ArrayLike, where: ArrayLike | None, *, smallest: float = _SMALLEST
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Both in float32 and above the smallest, zero outside `where`."""
+    """Log-probabilities of both in float32 and above the smallest, zero outside `where`, and `where` in their shape."""
     for side, x in (('student', student), ('teacher', teacher)):
         number = numerics.known(x)
         # Rounding may leave one a little above 0.
@@ -117,5 +117,5 @@ def _of_tokens(
     if where is not None:
         where = jnp.broadcast_to(numerics.booleans(loss, where), student.shape)
         student, teacher = jnp.where(where, student, 0.0), jnp.where(where, teacher, 0.0)
-    student, teacher = (jnp.where(x > 1e-3, jnp.nan, jnp.maximum(x, _SMALLEST)) for x in (student, teacher))
+    student, teacher = (jnp.where(x > 1e-3, jnp.nan, jnp.maximum(x, smallest)) for x in (student, teacher))
     return student, teacher, where

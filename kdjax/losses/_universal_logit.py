@@ -48,7 +48,14 @@ def universal_logit(student: ArrayLike, teacher: ArrayLike, *, temperature: Arra
     sides = []
     for logits in (student, teacher):
         numerics.check_classes('universal_logit', logits.shape)
-        falling = -jnp.sort(-jnp.exp(numerics.log_softmax(logits, temperature, zero=zero)), axis=-1)
-        padding = max(student.shape[-1], teacher.shape[-1]) - logits.shape[-1]
-        sides.append(jnp.pad(falling, [(0, 0)] * (logits.ndim - 1) + [(0, padding)]))
-    return jnp.sum(jnp.abs(sides[0] - sides[1]), axis=-1)
+        sides.append(jnp.exp(numerics.log_softmax(logits, temperature, zero=zero)))
+    return difference_when_sorted(*sides)
+
+
+def difference_when_sorted(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Σ_i |p_s(i) - p_t(i)| of probabilities [..., classes] and [..., other classes] in falling order, with zeros behind."""
+    classes = max(student.shape[-1], teacher.shape[-1])
+    falling = [
+        jnp.pad(-jnp.sort(-p, axis=-1), [(0, 0)] * (p.ndim - 1) + [(0, classes - p.shape[-1])]) for p in (student, teacher)
+    ]
+    return jnp.sum(jnp.abs(falling[0] - falling[1]), axis=-1)

@@ -70,6 +70,7 @@ from kdjax.objectives._relations import (
 from kdjax.objectives._sampled import policy_gradient, sampled_reverse_kl
 from kdjax.objectives._semckd import semckd
 from kdjax.objectives._simkd import simkd, simkd_logits
+from kdjax.objectives._spans import approximate_likelihood_matching, span_universal_logit
 from kdjax.objectives._srd import srd
 from kdjax.objectives._taid import adaptive_taid
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
@@ -86,6 +87,7 @@ __all__ = [
     'adaptive_kl',
     'adaptive_taid',
     'alpha_beta_divergence',
+    'approximate_likelihood_matching',
     'attention_distillation',
     'attention_maps',
     'attention_transfer',
@@ -153,6 +155,7 @@ __all__ = [
     'skewed_kl',
     'skewed_reverse_kl',
     'soft_targets',
+    'span_universal_logit',
     'srd',
     'standardize_logits',
     'subset_soft_targets',

@@ -162,6 +162,7 @@ OF_BATCH_STATISTICS = {'crd', 'pearson_features'}
 # Public functions of kdjax.losses that are not losses of a student and a teacher; they have tests of their own.
 OTHERS: set[str] = {
     'activation_size',
+    'approximate_likelihood_matching',
     'binary_labels',
     'class_index',
     'crd_negatives',
@@ -177,6 +178,8 @@ OTHERS: set[str] = {
     'regression',
     'reversal_schedule',
     'sampled_reverse_kl',
+    'span_log_probabilities',
+    'span_universal_logit',
     'standardize_logits',
     'top_k_from_log_probabilities',
     'top_k_jensen_shannon',

@@ -34,6 +34,11 @@ CLASSES = losses.class_index(np.arange(20) % 3)
 KERNEL = random(8, 6, seed=3)
 
 
+def spans_of(labels):
+    """Spans 0, 1, 2 of five tokens, at places that depend on the example."""
+    return (jnp.arange(5)[None] + labels[:, None] % 2) // 2
+
+
 def bank(x):
     """Five rows for each example of the batch."""
     return x[:, None] * BANK[None, :5]
@@ -82,6 +87,15 @@ LOSSES = (
         taid=lambda s, t, y, w: losses.taid(s, t, interpolation=0.5, where=w[:, None]),
         universal_logit=lambda s, t, y, w: losses.universal_logit(s, t[:, :3]),
         sampled_reverse_kl=lambda s, t, y, w: losses.sampled_reverse_kl(-s * s, -t * t, where=w[:, None]),
+        approximate_likelihood_matching=lambda s, t, y, w: losses.approximate_likelihood_matching(
+            -s * s, -t * t, where=w[:, None]
+        ),
+        span_log_probabilities=lambda s, t, y, w: losses.span_log_probabilities(s, spans_of(y), 3),
+        span_universal_logit=lambda s, t, y, w: losses.span_universal_logit(
+            s[:, :, None] * jnp.arange(1.0, 4.0)[None, None],
+            t[:, :, None] * jnp.arange(4.0)[None, None],
+            *(spans_of(y) % 3, spans_of(y) % 4, spans_of(y), spans_of(y)[:, ::-1]),
+        ),
         policy_gradient=lambda s, t, y, w: losses.policy_gradient(-s * s, -t * t, where=w[:, None]),
         standardize_logits=lambda s, t, y, w: losses.standardize_logits(s),
         diversity=lambda s, t, y, w: losses.diversity(s, where=w),

@@ -59,6 +59,9 @@ ROLES = {
         'top_indices': ('b', 'p', 2),
         'rest': ('b', 'p'),
         'teacher_logits': LOGITS,
+        'teacher_labels': ('b', 'p'),
+        'student_spans': ('b', 'p'),
+        'teacher_spans': ('b', 'p'),
         'index': ('b',),
         'domains': ('b',),
     },
@@ -90,6 +93,7 @@ CASES = {
     'adaptive_kl': Case(objectives.adaptive_kl()),
     'adaptive_taid': Case(objectives.adaptive_taid(10)),
     'alpha_beta_divergence': Case(objectives.alpha_beta_divergence(alpha=0.4, beta=0.3)),
+    'approximate_likelihood_matching': Case(objectives.approximate_likelihood_matching(), ('tokens',)),
     'attention_distillation': Case(objectives.attention_distillation('s', 't')),
     'attention_maps': Case(objectives.attention_maps('heads', 'heads', variant='kl'), ('tokens',)),
     'attention_transfer': Case(objectives.attention_transfer('s', 't'), IMAGES),
@@ -159,6 +163,7 @@ CASES = {
     'skewed_kl': Case(objectives.skewed_kl()),
     'skewed_reverse_kl': Case(objectives.skewed_reverse_kl()),
     'soft_targets': Case(objectives.soft_targets()),
+    'span_universal_logit': Case(objectives.span_universal_logit(), ('tokens',)),
     'srd': Case(objectives.srd('s', 't')),
     'standardize_logits': Case(objectives.standardize_logits(objectives.soft_targets())),
     'subset_soft_targets': Case(objectives.subset_soft_targets([4, 3, 2, 1, 0])),
@@ -207,11 +212,14 @@ def drawn(layout: str) -> dict[str, dict[str, np.ndarray]]:
         ('other_labels', 0, CLASSES),
         ('several_labels', -1, 2),
         ('domains', -1, 3),
+        ('teacher_labels', 0, CLASSES),
     ):
         batch[name] = rng.integers(low, high, batch[name].shape).astype(np.int32)
     batch['labels'].flat[:2] = 1, 4
     batch['domains'][0] = 2
     batch['index'] = np.array([4, 1, 0, 3, 2], np.int32)
+    for name, spans in (('student_spans', [0, 0, 1, 2, 2]), ('teacher_spans', [0, 1, 1, 2, 3])):
+        batch[name] = np.broadcast_to(np.resize(np.int32(spans), batch[name].shape[1:]), batch[name].shape)
     batch['share'] = rng.uniform(size=batch['share'].shape).astype(np.float32)
     batch['top_indices'] = np.broadcast_to(np.array([3, 0], np.int32), batch['top_indices'].shape)
     batch['completion'] = rng.uniform(size=batch['labels'].shape) < 0.7
