@@ -1,6 +1,7 @@
 """Pruning: scores of weights become masks, schedules say how many, and an optax transformation applies them.
 
-- Scores say what a weight is worth: `magnitude`, `saliency`, `slice_norms`, `filter_norms`, `channel_norms`, `random_scores`.
+- Scores say what a weight is worth: `magnitude`, `saliency`, `slice_norms`, `filter_norms`, `channel_norms`, `random_scores`;
+  by what the network computes on data, `activation_norms`, and of whole blocks `block_importance`.
 - Masks say which weights stay: over all arrays together with `global_masks`, a share of every array with `layer_masks` and
   `erk_masks`, in a pattern with `n_m_masks` and `block_masks`.
 - Schedules say how many go at which step: a number, `one_shot`, `cubic`, `iterative`.
@@ -19,6 +20,7 @@ A score per filter prunes whole filters: masks have the scores' shape and broadc
 >>> filters = pruning.prune(optax.adamw(1e-3), sparsity, scores=pruning.filter_norms(), masks=pruning.layer_masks)
 """
 
+from kdjax.pruning._activations import activation_norms, block_importance
 from kdjax.pruning._channels import ChannelGroup, ChannelGroups, channel_groups, remove_channels
 from kdjax.pruning._kernels import product_kernels
 from kdjax.pruning._low_rank import factorize
@@ -47,7 +49,9 @@ __all__ = [
     'RewindState',
     'ScoreFunction',
     'Scores',
+    'activation_norms',
     'apply_masks',
+    'block_importance',
     'block_masks',
     'channel_groups',
     'channel_norms',

@@ -66,11 +66,12 @@ class ChannelGroups(NamedTuple):
         The score of a channel is the sum over all that belongs to it.
 
         Args:
-          scores: of all parameters that belong to channels, of their shapes.
+          scores: of all parameters that belong to channels, of their shapes. One of length 1 along an axis of channels, as
+            `activation_norms` gives along those that a kernel writes, says nothing of them.
           sparsity: the share of channels to prune, in [0, 1].
 
         Returns:
-          Masks of the scores' shapes.
+          Masks of the scores' shapes, and as long as the parameter along axes of channels.
 
         Raises:
           ValueError: a sparsity that is known at trace time lies outside [0, 1].
@@ -89,7 +90,7 @@ class ChannelGroups(NamedTuple):
                 if path in masks:
                     # The last entry is for positions of no channel.
                     along = jnp.append(kept, True)[member.channels]
-                    masks[path] &= along.reshape([-1 if i == member.axis else 1 for i in range(masks[path].ndim)])
+                    masks[path] = masks[path] & along.reshape([-1 if i == member.axis else 1 for i in range(masks[path].ndim)])
         return masks
 
 
@@ -200,7 +201,7 @@ def _totals(group: ChannelGroup, scores: Scores) -> jax.Array:
     totals, alive = jnp.zeros(group.size), jnp.zeros(group.size, jnp.bool_)
     for member in group.members:
         score = scores.get(member.path.removeprefix('params/'))
-        if score is None:
+        if score is None or score.shape[member.axis] != len(member.channels):
             continue
         axes = tuple(axis for axis in range(score.ndim) if axis != member.axis)
         # Part of a weight may be pruned with the channel of its other axis.
