@@ -29,6 +29,8 @@ def modules(monkeypatch):
         sys.modules.pop(name)
 
 
+# Of qwix 0.1.8, which asks flax 0.12 for names of before.
+@pytest.mark.filterwarnings("ignore:'VariableState' was removed:DeprecationWarning")
 @pytest.mark.parametrize('page', sorted((DOCS / 'guides').glob('*.md')), ids=lambda page: page.stem)
 def test_guides_run_from_the_top(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
