@@ -44,6 +44,7 @@ SLOW = (
     'models/test_models.py',
     'models/test_narrowing.py',
     'models/test_winograd.py',
+    'networks/test_lora.py',
     'networks/test_precision.py',
     'objectives/test_any_batch.py',
     'objectives/test_connected_objectives.py',

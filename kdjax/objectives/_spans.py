@@ -15,7 +15,7 @@ from kdjax.metrics import Average
 from kdjax.networks import Outputs
 from kdjax.objectives._arguments import batch_mean, require_entry, require_logits
 from kdjax.objectives._labels import check_classes, raise_where
-from kdjax.objectives._objective import Objective, Weight, from_function, with_check
+from kdjax.objectives._objective import Check, Objective, Weight, from_function, with_check
 from kdjax.objectives._positions import zero_outside
 
 
@@ -121,7 +121,7 @@ def _of_labels(name: str, side: _Side) -> jax.Array:
     return jnp.where(side.labels < log_p.shape[-1], chosen, jnp.nan)
 
 
-def _check(name: str) -> Any:
+def _check(name: str) -> Check:
     """Raises where a label of a span, of values at hand, is beyond the classes."""
 
     def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -22,6 +21,11 @@ TOKENS = np.random.default_rng(0).integers(0, 16, (32, 7)).astype(np.int32)
 BATCH = {'inputs': TOKENS[:, :-1], 'labels': TOKENS[:, 1:]}
 ADAPTERS = ('*_lora_a', '*_lora_b')
 RANK, ALPHA = 2, 4.0
+
+
+def logits_of(network, variables):
+    """Compiled."""
+    return jax.jit(lambda variables: network.apply(variables, BATCH['inputs'])[0].logits)(variables)
 
 
 class Words(nnx.Module):
@@ -48,13 +52,13 @@ def pair(kind):
         plain, adapted = (
             networks.from_linen(x) for x in (module, qwix.apply_lora_to_model(module, provider('.*(query|value|up|down)')))
         )
-        variables = plain.init(jax.random.key(0), BATCH['inputs'])
+        variables = jax.jit(plain.init)(jax.random.key(0), BATCH['inputs'])
     else:
         module = Words(rngs=nnx.Rngs(0))
         made = qwix.apply_lora_to_model(module, provider('inner|head'), BATCH['inputs'], rngs=nnx.Rngs(1))
         plain, adapted = networks.from_nnx(Words(rngs=nnx.Rngs(0))), networks.from_nnx(made)
         variables = plain.init(jax.random.key(0), BATCH['inputs'])
-    start = networks.copy_layers(variables, adapted.init(jax.random.key(1), BATCH['inputs']), lambda path, leaf: True)
+    start = networks.copy_layers(variables, jax.jit(adapted.init)(jax.random.key(1), BATCH['inputs']), lambda path, leaf: True)
     return plain, variables, adapted, start
 
 
@@ -62,9 +66,7 @@ def pair(kind):
 def test_adapters_alone_are_trained_and_can_be_merged(kind):
     plain, variables, adapted, start = pair(kind)
     variables, start = jax.device_get((variables, start))
-    np.testing.assert_array_equal(
-        adapted.apply(start, BATCH['inputs'])[0].logits, plain.apply(variables, BATCH['inputs'])[0].logits
-    )
+    np.testing.assert_array_equal(logits_of(adapted, start), logits_of(plain, variables))
     optimizer = optimizers.train_only(optax.adam(1e-2), ADAPTERS)
     problem = training.distillation(adapted, plain, objectives.hard_labels() + objectives.soft_targets(), optimizer)
     fitted = training.fit(problem, BATCH, variables, key=jax.random.key(2), batch_size=32, steps=20, student_variables=start)
@@ -78,14 +80,10 @@ def test_adapters_alone_are_trained_and_can_be_merged(kind):
             return leaf
         return after[name] + np.float32(ALPHA / RANK) * after[f'{name}_lora_a'] @ after[f'{name}_lora_b']
 
-    np.testing.assert_allclose(
-        plain.apply(map_with_paths(merged, variables), BATCH['inputs'])[0].logits,
-        adapted.apply(fitted.variables, BATCH['inputs'])[0].logits,
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    tuned = logits_of(adapted, fitted.variables)
+    np.testing.assert_allclose(logits_of(plain, map_with_paths(merged, variables)), tuned, rtol=1e-4, atol=1e-5)
     losses = [
-        jnp.mean(optax.softmax_cross_entropy_with_integer_labels(adapted.apply(v, BATCH['inputs'])[0].logits, BATCH['labels']))
-        for v in (start, fitted.variables)
+        np.mean(optax.softmax_cross_entropy_with_integer_labels(logits, BATCH['labels']))
+        for logits in (logits_of(adapted, start), tuned)
     ]
     assert losses[1] < losses[0]

@@ -19,7 +19,12 @@ NETWORK = networks.from_linen(DECODER, features=TAPS)
 
 @functools.cache
 def variables():
-    return jax.device_get(NETWORK.init(jax.random.key(0), TOKENS[0]))
+    return jax.device_get(jax.jit(lambda key: NETWORK.init(key, TOKENS[0]))(jax.random.key(0)))
+
+
+def logits_of(network, variables, tokens):
+    """Compiled."""
+    return jax.jit(lambda variables: network.apply(variables, tokens)[0].logits)(variables)
 
 
 def norm(x, order):
@@ -30,7 +35,7 @@ def norm(x, order):
 @pytest.mark.parametrize('order', [1, 2])
 def test_it_is_the_norm_of_what_each_kernel_reads(order):
     scores = pruning.activation_norms(NETWORK, variables(), list(TOKENS), order=order)
-    features = NETWORK.apply(variables(), TOKENS.reshape(8, 6))[0].features
+    features = jax.jit(lambda own: NETWORK.apply(own, TOKENS.reshape(8, 6))[0].features)(variables())
     gate, up, mlp_norm, attention_norm = (np.asarray(features[path]) for path in TAPS)
     hidden = gate / (1 + np.exp(-gate)) * up
     for path, x in (
@@ -89,9 +94,9 @@ def test_convolutions_and_kernels_of_several_axes():
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_hidden_units_that_the_data_never_use_go_first_and_the_narrower_student_computes_the_same(scan):
-    module = DECODER.clone(scan=scan)
+    module = DECODER.clone(scan=scan, depth=2 if scan else 1)
     network = networks.from_linen(module)
-    own = jax.device_get(network.init(jax.random.key(1), TOKENS[0]))
+    own = jax.device_get(jax.jit(lambda key: network.init(key, TOKENS[0]))(jax.random.key(1)))
     idle = [1, 4, 9]
     # By their weights they are the largest of all, since what reads them makes up for what makes them.
     factors = {'up/kernel': (np.float32(1e-9), 1), 'down/kernel': (np.float32(1e3), 0)}
@@ -111,7 +116,7 @@ def test_hidden_units_that_the_data_never_use_go_first_and_the_narrower_student_
     for path, leaf in leaves_with_paths(smaller['params']).items():
         if path.endswith('gate/kernel'):
             np.testing.assert_array_equal(leaf, np.delete(leaves_with_paths(own['params'])[path], idle, axis=-1))
-    logits = [net.apply(v, TOKENS[1])[0].logits for net, v in ((networks.from_linen(student), smaller), (network, own))]
+    logits = [logits_of(net, v, TOKENS[1]) for net, v in ((networks.from_linen(student), smaller), (network, own))]
     np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-5)
 
 
@@ -139,3 +144,23 @@ def test_block_importance_is_one_less_the_mean_cosine():
     with pytest.raises(ValueError, match=r'^block_importance: inputs \(3, 4, 5\) and outputs \(4, 5\) must have one shape'):
         pruning.block_importance(x, y[0])
     assert jnp.isnan(pruning.block_importance(np.full_like(x, np.nan), y))
+
+
+def test_a_head_of_keys_that_says_least_goes_with_its_queries():
+    """By hand, since attention depends on how many there are: the scores are those of the channels of all heads in a row."""
+    own = {'params': dict(variables()['params'])}
+    small = np.repeat(np.float32([1, 1e-6]), 4)  # the second head of values, and so the last two of what is attended
+    own = map_with_paths(lambda path, leaf: leaf * small if path.endswith('value/kernel') else leaf, own)
+    scores = pruning.activation_norms(NETWORK, own, list(TOKENS))
+    totals = np.asarray(scores['block0/attention/output/kernel']).reshape(2, 8).sum(axis=1)  # two heads for one of keys
+    assert totals[1] < 1e-5 * totals[0]
+
+    def cut(path, leaf):
+        name = path.split('/')[-2]
+        if '/attention/' not in path:
+            return leaf
+        return leaf[:8] if name == 'output' else leaf[:, : 8 if name == 'query' else 4]
+
+    smaller = networks.from_linen(DECODER.clone(heads=2, key_value_heads=1, head_width=4))
+    logits = [logits_of(net, v, TOKENS[0]) for net, v in ((smaller, map_with_paths(cut, own)), (NETWORK, own))]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
