@@ -10,8 +10,8 @@ from kdjax.paths import Leaves, leaves_with_paths, map_with_paths, picks, select
 def copy_layers(source: Variables, target: Variables, layers: Leaves | Mapping[str, str]) -> dict[str, Any]:
     """The target's variables, with some of its layers taken from the source: of one path, or of others.
 
-    A student of fewer blocks begins as some of its teacher's: `copy_layers(teacher, student, {'block0': 'block0', 'block1':
-    'block3'})`, or `objectives.uniform_layers` of their names, which maps the same way.
+    A student of fewer blocks begins as some of its teacher's: with layers `{'block0': 'block0', 'block1': 'block3'}`, or with
+    `objectives.uniform_layers` of their names, which maps the same way.
 
     Args:
       source: variables to take from.
