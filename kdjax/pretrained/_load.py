@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from kdjax.pretrained import _llama
+from kdjax.pretrained import _bert, _llama
 from kdjax.pretrained._files import read_state_dict
 from kdjax.pretrained._gguf import read_gguf
 from kdjax.pretrained._mapping import Rule, from_state_dict
@@ -40,8 +40,10 @@ def load(path: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Pretrain
     | `model_type`, or architecture in GGUF        | module           |
     |----------------------------------------------|------------------|
     | llama, mistral, qwen2; in GGUF llama, qwen2  | `models.Decoder` |
+    | bert, distilbert                             | `models.Encoder` |
 
     Whatever a file says that the module does not do is an error: scaled rotary positions, other activations, biases elsewhere.
+    Of BERT and DistilBERT the classifier of texts is read where there is one; heads that predict tokens are left out.
 
     Args:
       path: a folder with `config.json` and `model.safetensors`, or the index of several; or a file `*.gguf`.
@@ -78,13 +80,20 @@ def load(path: str | os.PathLike, *, dtype: DTypeLike | None = None) -> Pretrain
         raise ValueError(f'{file} is damaged or says no model_type') from error
     if config.get('quantization_config'):
         raise ValueError(f'{file}: weights are quantized, which is read of GGUF alone')
-    if kind not in _llama.MODEL_TYPES:
-        raise ValueError(f'{file}: model_type is {kind!r}; known are {", ".join(_llama.MODEL_TYPES)}')
-    module = _llama.decoder_of_config(config, str(file))
-    arrays = read_state_dict(path)
-    _llama.check_tied(module, arrays, str(path))
+    if kind in _llama.MODEL_TYPES:
+        module = _llama.decoder_of_config(config, str(file))
+        arrays = read_state_dict(path)
+        _llama.check_tied(module, arrays, str(path))
+        rules = _llama.rules_of_llama(module)
+    elif kind in _bert.MODEL_TYPES:
+        arrays = read_state_dict(path)
+        module = _bert.encoder_of_config(config, arrays, str(file))
+        rules = _bert.rules_of_bert(module, kind, arrays)
+    else:
+        known = ', '.join((*_llama.MODEL_TYPES, *_bert.MODEL_TYPES))
+        raise ValueError(f'{file}: model_type is {kind!r}; known are {known}')
     tokenizer = path / 'tokenizer.json'
-    variables = _filled(path, module, arrays, _llama.rules_of_llama(module), dtype)
+    variables = _filled(path, module, arrays, rules, dtype)
     return Pretrained(module, variables, tokenizer if tokenizer.exists() else None, config)
 
 
