@@ -10,6 +10,8 @@ import numpy as np
 
 from kdjax.errors import first_line
 
+_ROWS = 1024
+
 
 @dataclasses.dataclass(frozen=True)
 class _Dequantized:
@@ -23,7 +25,12 @@ class _Dequantized:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         from gguf import quants
 
-        array = quants.dequantize(self.data, self.kind).reshape(self.shape)
+        # gguf makes several copies on its way: of so many rows at a time.
+        rows = self.data.reshape(-1, self.data.shape[-1])
+        array = np.empty((len(rows), math.prod(self.shape) // max(len(rows), 1)), np.float32)
+        for begin in range(0, len(rows), _ROWS):
+            array[begin : begin + _ROWS] = quants.dequantize(rows[begin : begin + _ROWS], self.kind)
+        array = array.reshape(self.shape)
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
