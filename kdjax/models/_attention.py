@@ -30,6 +30,7 @@ class Attention(nn.Module):
         if mask is not None:
             # Finite, so that a row of padding alone is no NaN.
             scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-        weights = nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32))).astype(scores.dtype)
+        wide = scores.astype(jnp.float32) if jnp.finfo(scores.dtype).bits < 32 else scores
+        weights = nn.softmax(wide).astype(scores.dtype)
         mixed = jnp.einsum('bhqk,bhkd->bqhd', weights, value)
         return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), dtype=self.dtype, name='out')(mixed)

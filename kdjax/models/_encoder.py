@@ -86,7 +86,7 @@ class Encoder(nn.Module):
             types = jnp.zeros_like(tokens) if types is None else jnp.asarray(types, jnp.int32)
             x = x + self._embedded(types, self.types, 'types')
         x = normalized(x, self.epsilon, self.dtype, 'norm')
-        mask = None if mask is None else jnp.asarray(mask) != 0
+        mask = None if mask is None else jnp.asarray(mask, jnp.bool_)
         for i in range(self.depth):
             name = f'block{i}'
             block = _Block(self.heads, self.hidden, self.epsilon, self.dtype, within(self.narrowed, name), name=name)

@@ -1,5 +1,8 @@
 """Files of weights, mapped into memory or read an array at a time. No file is ever executed."""
 
+# An extra, that may not be installed.
+# pyright: reportMissingImports=false
+
 import dataclasses
 import json
 import os

@@ -1,5 +1,8 @@
 """GGUF, the format of llama.cpp: what a file says of its network, and its arrays under their own names."""
 
+# An extra, that may not be installed.
+# pyright: reportMissingImports=false
+
 import dataclasses
 import math
 import os

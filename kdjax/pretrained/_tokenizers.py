@@ -1,5 +1,8 @@
 """The tokenizer inside a GGUF file."""
 
+# An extra, that may not be installed.
+# pyright: reportMissingImports=false
+
 import os
 import pathlib
 from typing import Any
