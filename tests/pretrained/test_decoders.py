@@ -56,7 +56,7 @@ def test_dtypes_are_those_of_the_file_or_as_asked(tmp_path):
     folder = write_folder(tmp_path / 'in', LLAMA, arrays)
     as_they_are, cast = pretrained.load(folder), pretrained.load(folder, dtype=jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(as_they_are.variables)} == {np.dtype(jnp.bfloat16)}
-    assert {leaf.dtype for leaf in jax.tree.leaves(cast.variables)} == {np.float32}
+    assert {leaf.dtype for leaf in jax.tree.leaves(cast.variables)} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(logits_of(as_they_are), logits_of(cast))
     pretrained.write_hugging_face(tmp_path / 'out', as_they_are.module, as_they_are.variables)
     jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path / 'out').variables, as_they_are.variables)
