@@ -32,7 +32,7 @@ def decoder_of_config(said: Mapping[str, Any], where: str) -> Decoder:
     window = config.get('sliding_window', None)
     if kind == 'qwen2' and not config.switch('use_sliding_window', False):
         window = None
-    kinds = set(config.get('layer_types', []))
+    kinds = set(map(str, config.get('layer_types', [])))
     if len(kinds) > 1 or (window and kind == 'qwen2') or kinds - {'full_attention', 'sliding_attention'}:
         raise ValueError(f'{where}: some layers have a window and some have none, and models.Decoder has one for all')
     if kinds and (kinds == {'sliding_attention'}) != bool(window):
@@ -59,7 +59,10 @@ def _theta(config: Configuration) -> float:
     """The base of the rotary frequencies, which newer files keep beside the rule that scales them."""
     theta = config.get('rope_theta', None)
     for name in ('rope_scaling', 'rope_parameters'):
-        scaling = dict(config.get(name, {}))
+        scaling = config.get(name, {})
+        if not isinstance(scaling, dict):
+            raise ValueError(f'{config.where}: {name} must be an object or null, got {scaling!r}')
+        scaling = dict(scaling)
         kind = scaling.pop('rope_type', scaling.pop('type', 'default'))
         scaling.pop('type', None)
         inside = scaling.pop('rope_theta', None)

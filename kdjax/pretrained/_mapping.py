@@ -59,8 +59,8 @@ def from_state_dict(state_dict: StateDict, rules: Sequence[Rule], shapes: Any, *
       A tree as `shapes`, of numpy arrays; `jax.device_put` or `kdjax.parallel.shard` places them.
 
     Raises:
-      ValueError: some arrays are missing, not used, or of another shape, all of which the message names; or two rules make the
-        same array.
+      ValueError: some arrays are missing, not used, of another shape, or integers where ours are floating, all of which the
+        message names; or two rules make the same array.
 
     >>> import flax.linen as nn, jax.numpy as jnp
     >>> shapes = jax.eval_shape(nn.Dense(2).init, jax.random.key(0), jnp.ones((1, 3)))
@@ -80,7 +80,14 @@ def from_state_dict(state_dict: StateDict, rules: Sequence[Rule], shapes: Any, *
     misshapen = [
         said for path, (rule, names) in plan.items() if (said := _misfit(rule, names, path, state_dict, expected[path].shape))
     ]
-    for title, items in (('missing', missing), ('not used', unused), ('of another shape', misshapen)):
+    mistyped = [
+        f'{name} is {state_dict[name].dtype}, and {path} is {expected[path].dtype}'
+        for path, (_, names) in plan.items()
+        for name in names
+        if _floats(state_dict[name]) != _floats(expected[path])
+    ]
+    titles = ('missing', 'not used', 'of another shape', 'of another kind')
+    for title, items in zip(titles, (missing, unused, misshapen, mistyped), strict=True):
         if items:
             more = f' and {len(items) - _NAMED} more' if len(items) > _NAMED else ''
             wrong.append(f'{title}: {", ".join(items[:_NAMED])}{more}')
@@ -92,8 +99,7 @@ def from_state_dict(state_dict: StateDict, rules: Sequence[Rule], shapes: Any, *
         array = _changed(rule, [np.asarray(state_dict[name]) for name in names])
         if array.shape != tuple(shape.shape):
             raise ValueError(f'from_state_dict: {", ".join(names)} makes {array.shape}, which {path} {shape.shape} is not')
-        floats = jax.numpy.issubdtype(array.dtype, np.floating)
-        return array.astype(dtype) if dtype is not None and floats and array.dtype != dtype else array
+        return array.astype(dtype) if dtype is not None and _floats(array) and array.dtype != dtype else array
 
     return map_with_paths(made, shapes)
 
@@ -127,6 +133,10 @@ def to_state_dict(variables: Any, rules: Sequence[Rule]) -> dict[str, np.ndarray
             raise ValueError(f'to_state_dict: two arrays would be {name}; the rules split it')
         found[name] = np.asarray(leaf) if rule.inverse is None else rule.inverse(np.asarray(leaf))
     return found
+
+
+def _floats(array: Any) -> bool:
+    return jax.numpy.issubdtype(array.dtype, np.floating)
 
 
 def _number(pattern: str, name: str) -> str | None:

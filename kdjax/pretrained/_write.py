@@ -37,6 +37,8 @@ def write_hugging_face(
 
     See `load` for an example.
     """
+    if not isinstance(module, Decoder):
+        raise ValueError(f'write_hugging_face: writes models.Decoder alone, got {type(module).__name__}')
     config = _llama.config_of_decoder(module)
     rules = _llama.rules_of_llama(module)
     params = {'params': variables['params']} if 'params' in variables else {}

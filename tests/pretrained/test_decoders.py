@@ -70,6 +70,7 @@ def test_dtypes_are_those_of_the_file_or_as_asked(tmp_path):
         ({'attention_bias': True}, 'attention_bias is True, and'),
         ({'rope_scaling': {'type': 'linear', 'factor': 2.0}}, "rope_scaling is {'type': 'linear', 'factor': 2.0}, and"),
         ({'rope_parameters': {'rope_type': 'default', 'rope_theta': 1.0}}, 'rope_theta is 500.0, and 1.0 in rope_parameters'),
+        ({'rope_scaling': 'yarn'}, "rope_scaling must be an object or null, got 'yarn'"),
         ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor is 0.5, and'),
         ({'logit_scale': 2}, 'says what is not known here: logit_scale (2)'),
         ({'hidden_size': None}, 'lacks hidden_size'),
@@ -131,6 +132,8 @@ def test_what_hugging_face_has_not_is_not_written(tmp_path):
     ):
         with pytest.raises(ValueError, match=f'^write_hugging_face: Llama, Mistral and Qwen2 have no {said} as this Decoder'):
             pretrained.write_hugging_face(folder, module.clone(**options), variables)
+    with pytest.raises(ValueError, match=r'^write_hugging_face: writes models.Decoder alone, got MLP$'):
+        pretrained.write_hugging_face(folder, models.MLP((3,)), variables)
     with pytest.raises(ValueError, match=r'variables are not of this module: params/head/kernel$'):
         pretrained.write_hugging_face(folder, module.clone(tied=True), variables)
     integers = jax.tree.map(lambda leaf: leaf.astype(np.int8), variables)

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers.pretrained_files import BERT, DISTILBERT, bert_arrays, bert_hidden, write_folder
 
-from kdjax import models, networks, pretrained
+from kdjax import models, networks, objectives, pretrained, training
 
 TOKENS = np.array([[3, 7, 0, 10, 7], [1, 2, 0, 0, 0]])
 SEEN = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
@@ -91,6 +92,34 @@ def test_a_classifier_of_tokens_is_not_taken_for_one_of_texts(tmp_path):
     arrays = {name: array for name, array in bert_arrays(classes=3).items() if 'pooler' not in name}
     with pytest.raises(ValueError, match=r'a classifier of single tokens is not read; models.Encoder classifies whole texts$'):
         pretrained.load(write_folder(tmp_path / 'in', BERT, arrays))
+
+
+def test_minilm_and_tinybert_find_their_taps_and_see_no_padding():
+    teacher = models.Encoder(vocabulary=11, depth=2, width=16, heads=2, hidden=6, length=5, classes=2)
+    taps = tuple(f'/attention/{name}' for name in ('scores', 'values'))
+    student_network = networks.from_linen(ENCODER, features=tuple(f'block0{tap}' for tap in taps))
+    teacher_network = networks.from_linen(teacher, features=tuple(f'block1{tap}' for tap in taps))
+    layers = [(f'block0{tap}', f'block1{tap}') for tap in taps]
+    objective = objectives.attention_maps(*layers[0], variant='kl') + objectives.value_relations(*layers[1])
+    problem = training.distillation(student_network, teacher_network, objective, optax.adam(1e-2))
+
+    @jax.jit
+    def start(inputs):
+        variables = teacher_network.init(jax.random.key(0), inputs)
+        return variables, student_network.init(jax.random.key(1), inputs)
+
+    padded = {'tokens': np.where(SEEN, TOKENS, 5), 'mask': SEEN}
+    batches = [{'inputs': inputs, 'mask': SEEN > 0} for inputs in ({'tokens': TOKENS, 'mask': SEEN}, padded)]
+    variables, student = start(batches[0]['inputs'])
+    ends = [
+        training.fit(
+            problem, batch, variables, key=jax.random.key(2), batch_size=2, steps=3, student_variables=student
+        ).variables
+        for batch in batches
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    began, ended = (tree['params']['block0']['attention']['query']['kernel'] for tree in (student, ends[0]))
+    assert np.abs(ended - began).max() > 1e-3
 
 
 ENCODER = models.Encoder(vocabulary=11, depth=1, width=8, heads=2, hidden=6, length=5, classes=2)

@@ -67,6 +67,10 @@ def test_the_way_back():
     [
         ({'layers.0.weight': np.ones((2, 3))}, 'missing: layers.1.weight'),
         (theirs(**{'layers.2.weight': np.ones((2, 3))}), 'not used: layers.2.weight'),
+        (
+            theirs(**{'layers.1.weight': np.ones((2, 3), np.int8)}),
+            'of another kind: layers.1.weight is int8, and params/block1/kernel is float32',
+        ),
         (theirs(extra=np.ones(1)), 'not used: extra'),
         (
             theirs(**{'layers.1.weight': np.ones((3, 2))}),
