@@ -48,8 +48,10 @@ def encoder_of_config(said: Mapping[str, Any], arrays: Mapping[str, Any], where:
     config.must_be('position_embedding_type', 'absolute', 'absolute', 'Encoder')
     config.must_be('is_decoder', False, False, 'Encoder')
     config.must_be('add_cross_attention', False, False, 'Encoder')
-    # What their classes do with the outputs, and how the positions were made before they were written.
-    for name in ('tie_word_embeddings', 'tie_weights_', 'sinusoidal_pos_embds'):
+    # What their classes do with the outputs, how positions were made before they were written, and what older ones had of a
+    # pooler and never used.
+    older = ('directionality', *(f'pooler_{name}' for name in ('fc_size', 'num_attention_heads', 'num_fc_layers', 'type')))
+    for name in ('tie_word_embeddings', 'tie_weights_', 'sinusoidal_pos_embds', 'pooler_size_per_head', *older):
         config.get(name, None)
     head = arrays.get('classifier.weight')
     names = ('hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size')

@@ -11,13 +11,21 @@ _BESIDE = frozenset(
         *('cls_token_id', 'dropout', 'dtype', 'eos_token_id', 'finetuning_task', 'gradient_checkpointing'),
         *('hidden_dropout_prob', 'id2label', 'initializer_range', 'is_llama_config', 'label2id', 'mask_token_id'),
         *('max_length', 'max_position_embeddings', 'max_window_layers', 'model_max_length', 'model_type', 'num_labels'),
-        *('output_attentions', 'output_hidden_states', 'pad_token_id', 'prefix', 'pretraining_tp', 'problem_type'),
+        *(
+            'output_attentions',
+            'output_hidden_states',
+            'output_past',
+            'pad_token_id',
+            'prefix',
+            'pretraining_tp',
+            'problem_type',
+        ),
         *('qa_dropout', 'return_dict', 'sep_token_id', 'seq_classif_dropout', 'task_specific_params', 'tokenizer_class'),
         *('torch_dtype', 'torchscript', 'transformers.js_config', 'transformers_version', 'unk_token_id'),
         *('unsloth_fixed', 'unsloth_version', 'use_bfloat16', 'use_cache'),
     )
 )
-_NOTHING = (None, False, {}, [], 0)
+_NOTHING = (None, False, {}, [], '')
 
 
 class Configuration:
