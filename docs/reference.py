@@ -19,7 +19,7 @@ import kdjax
 # From what is used first to what is used inside; whatever is not here follows, by name.
 ORDER = (
     *('losses', 'objectives', 'recipes', 'networks', 'models', 'training', 'metrics', 'data', 'optimizers', 'parallel'),
-    *('regimes', 'pruning', 'quantization', 'export', 'generation', 'testing'),
+    *('regimes', 'pruning', 'quantization', 'export', 'generation', 'pretrained', 'testing'),
 )
 ACRONYMS = ('cnn', 'mlp', 'nnx', 'onnx', 'tfds', 'vgg')
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdjax import parallel as parallel
     from kdjax import paths as paths
     from kdjax import pooling as pooling
+    from kdjax import pretrained as pretrained
     from kdjax import problems as problems
     from kdjax import pruning as pruning
     from kdjax import quantization as quantization
@@ -55,6 +56,7 @@ _PACKAGES = (
     'parallel',
     'paths',
     'pooling',
+    'pretrained',
     'problems',
     'pruning',
     'quantization',

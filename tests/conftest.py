@@ -57,6 +57,7 @@ SLOW = (
     'optimizers/test_averaging.py',
     'parallel/test_hosts.py',
     'parallel/test_sharding.py',
+    'pretrained/test_encoders.py',
     'pruning/test_channels.py',
     'pruning/test_low_rank.py',
     'pruning/test_prune_everywhere.py',

@@ -13,7 +13,7 @@ import kdjax
 ROOT = pathlib.Path(kdjax.__file__).parent.parent
 # From the top down; a package imports only from those below it. What stands in one line does not know each other.
 LAYERS = (
-    ('recipes', 'regimes', 'export', 'testing', 'generation'),
+    ('recipes', 'regimes', 'export', 'testing', 'generation', 'pretrained'),
     ('training',),
     ('optimizers', 'parallel', 'quantization'),
     ('pruning', 'data'),

@@ -17,6 +17,7 @@ the head.
 from kdjax.models._cnn import CNN
 from kdjax.models._convolutions import cpu_convolution, im2col_convolution
 from kdjax.models._decoder import Decoder
+from kdjax.models._encoder import Encoder
 from kdjax.models._layers import Convolution, max_pool
 from kdjax.models._mlp import MLP
 from kdjax.models._mobilenet import MobileNetV2
@@ -36,6 +37,7 @@ __all__ = [
     'VGG',
     'Convolution',
     'Decoder',
+    'Encoder',
     'MobileNetV2',
     'ResNet',
     'ResNet18',

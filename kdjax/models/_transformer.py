@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from kdjax.models._attention import Attention
 from kdjax.models._layers import classify
 from kdjax.models._narrowing import within
 
@@ -75,23 +76,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        x = x + _Attention(self.heads, name='attention')(nn.LayerNorm(name='norm1')(x))
+        x = x + Attention(self.heads, name='attention')(nn.LayerNorm(name='norm1')(x))
         hidden = self.narrowed.get('expand', 4 * width)
         y = nn.gelu(nn.Dense(hidden, name='expand')(nn.LayerNorm(name='norm2')(x)))
         return x + nn.Dense(width, name='reduce')(y)
-
-
-class _Attention(nn.Module):
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1] // self.heads
-        query, key, value = (
-            nn.DenseGeneral((self.heads, width), name=name)(x).swapaxes(1, 2) for name in ('query', 'key', 'value')
-        )
-        scores = jnp.einsum('bhqd,bhkd->bhqk', query, key) / jnp.sqrt(jnp.float32(width)).astype(x.dtype)
-        self.sow('intermediates', 'scores', scores)
-        self.sow('intermediates', 'values', value)
-        mixed = jnp.einsum('bhqk,bhkd->bqhd', nn.softmax(scores), value)
-        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name='out')(mixed)
