@@ -188,7 +188,6 @@ def record_teacher(
             write_first(folder / 'manifest.json', manifest_text(manifest))
             begun = read_manifest(folder)
             if begun != manifest:  # someone else was first, perhaps in other batches
-                check_settings(folder, begun['settings'], {**settings, 'batch_size': begun['settings']['batch_size']})
                 options: dict[str, Any] = {'views': views, 'where': where, 'what': what, 'top_k': top_k, 'dtype': dtype}
                 return record_teacher(teacher, variables, data, folder, temperature=temperature, **options)
         write_arrays(paths[number], arrays)
