@@ -59,7 +59,7 @@ def write_first(path: pathlib.Path, content: str) -> None:
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays into a file, whole. Of several processes that write it one is the last, and none is in another's way."""
     # numpy's files have no name for the dtypes that others have defined.
-    plain = {name: x.view(f'u{x.dtype.itemsize}') if x.dtype.kind == 'V' else x for name, x in arrays.items()}
+    plain: dict[str, Any] = {name: x.view(f'u{x.dtype.itemsize}') if x.dtype.kind == 'V' else x for name, x in arrays.items()}
     with _beside(path) as partial:
         with partial.open('wb') as file:
             np.savez(file, **plain)

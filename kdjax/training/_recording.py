@@ -8,6 +8,7 @@ state, metrics = run(state, {}, {**data, **recorded})
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -149,7 +150,7 @@ def record_teacher(
             return {'teacher_hidden': logits.hidden}
         if top_k is None:
             return {'teacher_logits': dense_logits(logits).astype(np.float32)}
-        return map_in_chunks(lambda chunk: _largest(chunk, top_k, temperature), logits)
+        return map_in_chunks(functools.partial(_largest, k=top_k, temperature=temperature), logits)
 
     first = np.minimum(np.arange(batch_size), examples - 1)
     entries = read(first)
