@@ -6,6 +6,7 @@ positions there are, an array has those alone, one after the other, and the mask
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import os
@@ -81,7 +82,8 @@ def open_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
             members = archive.infolist()
         content = np.memmap(path, mode='r')
         return {member.filename.removesuffix('.npy'): _rows(content, member) for member in members}
-    except _DAMAGE:
+    except _DAMAGE as error:
+        _raise_others(error)
         raise _damaged(path) from None
 
 
@@ -116,8 +118,15 @@ def _is_whole(path: pathlib.Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except _DAMAGE:
+    except _DAMAGE as error:
+        _raise_others(error)
         return False
+
+
+def _raise_others(error: Exception) -> None:
+    """Raises what says nothing of a file's bytes, such as too many open files; a position before its start does."""
+    if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOENT):
+        raise error
 
 
 def _damaged(path: pathlib.Path) -> ValueError:
