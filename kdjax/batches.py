@@ -71,6 +71,15 @@ def take_examples(batch: Batch, indices: Any) -> Batch:
     return jax.tree.map(lambda leaf: leaf[indices], batch)
 
 
+def rest_entry(temperature: Any) -> str:
+    """The entry of a teacher's mass beside its largest logits, of a recording for several temperatures.
+
+    >>> rest_entry(4.0), rest_entry(0.5)
+    ('rest_at_4', 'rest_at_0.5')
+    """
+    return f'rest_at_{temperature if isinstance(temperature, str) else format(float(temperature), "g")}'
+
+
 def counts(batch: Batch, shape: tuple[int, ...]) -> jax.Array | None:
     """Which values of this shape count: those whose position exists, by `batch['mask']`, and has a weight other than 0.
 

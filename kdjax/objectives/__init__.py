@@ -14,7 +14,7 @@ from kdjax.objectives._arguments import batch_mean
 from kdjax.objectives._balance import balance_by_magnitude
 from kdjax.objectives._by_position import by_position
 from kdjax.objectives._cat_kd import cat_kd
-from kdjax.objectives._combinators import constraint, from_recorded_logits, in_stages, over_positions
+from kdjax.objectives._combinators import constraint, in_stages, over_positions
 from kdjax.objectives._contrastive import crd, info_nce
 from kdjax.objectives._curriculum_temperature import curriculum_temperature
 from kdjax.objectives._derivatives import jacobian, loss_gradient_attention
@@ -46,9 +46,6 @@ from kdjax.objectives._logits import (
     standardize_logits,
     subset_soft_targets,
     taid,
-    top_k_jensen_shannon,
-    top_k_reverse_kl,
-    top_k_soft_targets,
     total_variation,
     universal_logit,
     weighted_soft_labels,
@@ -59,6 +56,7 @@ from kdjax.objectives._mixing import mixed_labels
 from kdjax.objectives._objective import Objective, Term, combine, from_function, with_check, with_parameters
 from kdjax.objectives._overhaul import activation_boundary, overhaul
 from kdjax.objectives._pearson_features import pearson_features
+from kdjax.objectives._recorded import from_recorded_logits
 from kdjax.objectives._relations import (
     correlation_congruence,
     instance_graph,
@@ -75,6 +73,7 @@ from kdjax.objectives._srd import srd
 from kdjax.objectives._taid import adaptive_taid
 from kdjax.objectives._targets import binary_labels, binary_soft_targets, bounded_regression, regression
 from kdjax.objectives._tokens import attention_maps, hidden_cosine, value_relations
+from kdjax.objectives._top_k import top_k_jensen_shannon, top_k_reverse_kl, top_k_soft_targets
 from kdjax.objectives._unsupervised import activation_size, attention_distillation, diversity, reconstruction
 from kdjax.objectives._vid import vid
 

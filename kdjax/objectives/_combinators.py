@@ -1,4 +1,4 @@
-"""Objectives made of objectives: in turn, under a condition, over some positions, and with a teacher from disk."""
+"""Objectives made of objectives: in turn, under a condition, and over some positions."""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from kdjax.batches import Batch
 from kdjax.metrics import Average, mean
 from kdjax.networks import Outputs
-from kdjax.objectives._arguments import require_entry, require_logits
+from kdjax.objectives._arguments import require_entry
 from kdjax.objectives._objective import Objective, Schedule, Term, Weight, evaluate
 
 
@@ -158,54 +158,3 @@ def over_positions(objective: Objective, entry: str) -> Objective:
         return term._replace(name=f'{term.name}_over_{entry}', init=init, apply=apply, check=check)
 
     return Objective(tuple(own(term) for term in objective.terms))
-
-
-def from_recorded_logits(objective: Objective) -> Objective:
-    """The same objective with `batch['teacher_logits']` in place of a teacher's, for a run without the network.
-
-    `distillation(student, None, from_recorded_logits(0.9 * soft_targets() + 0.1 * hard_labels()), optimizer)`
-    learns from what `training.record_teacher` has made. The teacher has no features then.
-
-    Args:
-      objective: an objective on logits.
-
-    Raises:
-      ValueError: where it is used, if the batch has no recorded logits, or still those of several views.
-
-    >>> import jax, jax.numpy as jnp
-    >>> from kdjax import objectives
-    >>> recorded = from_recorded_logits(objectives.logit_mse())
-    >>> batch = {'teacher_logits': jnp.array([[1., 2.]])}
-    >>> params, state = recorded.init(jax.random.key(0), Outputs(jnp.zeros((1, 2))), Outputs(None), batch)
-    >>> loss, _, _ = recorded.apply(params, state, Outputs(jnp.zeros((1, 2))), Outputs(None), batch, step=0)
-    >>> print(loss)
-    2.5
-    """
-
-    def teacher_of(student: Outputs, batch: Batch) -> Outputs:
-        logits = require_entry('from_recorded_logits', batch, 'teacher_logits')
-        expected = len(require_logits('from_recorded_logits', 'student', student).shape)
-        if len(logits.shape) != expected:
-            raise ValueError(
-                f'from_recorded_logits: recorded logits {logits.shape} do not fit a student with logits of {expected} axes; '
-                'of several views, training.one_view takes one'
-            )
-        return Outputs(logits)
-
-    def recorded(term: Term) -> Term:
-        def init(key: jax.Array, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Any, Any]:
-            del teacher
-            return term.init(key, student, teacher_of(student, batch), batch)
-
-        def apply(params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: jax.Array) -> Any:
-            del teacher
-            return term.apply(params, state, student, teacher_of(student, batch), batch, step=step)
-
-        def check(student: Outputs, teacher: Outputs, batch: Batch) -> None:
-            del teacher
-            if term.check is not None:
-                term.check(student, teacher_of(student, batch), batch)
-
-        return term._replace(init=init, apply=apply, check=check)
-
-    return Objective(tuple(recorded(term) for term in objective.terms))

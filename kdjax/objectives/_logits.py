@@ -14,7 +14,7 @@ from kdjax.batches import Batch
 from kdjax.metrics import Average
 from kdjax.networks import Outputs, dense_logits
 from kdjax.numerics import LOG_ZERO
-from kdjax.objectives._arguments import batch_mean, require_entry, require_logits
+from kdjax.objectives._arguments import batch_mean, require_logits
 from kdjax.objectives._by_position import by_position
 from kdjax.objectives._labels import check_classes, class_labels, labels_check, nan_outside
 from kdjax.objectives._objective import Objective, Term, Weight, from_function, with_check
@@ -291,42 +291,6 @@ def subset_soft_targets(classes: Sequence[int], *, temperature: Weight = 4.0) ->
     return by_position(from_function('subset_soft_targets', loss, temperature=temperature))
 
 
-def top_k_reverse_kl(*, temperature: float = 1.0) -> Objective:
-    """Reverse divergence of a teacher of whom only the largest logits were kept: `losses.top_k_reverse_kl`.
-
-    Needs no teacher network, but in the batch what `top_k_soft_targets` needs.
-
-    Args:
-      temperature: the one that `rest` was computed with; 1 for what an inference server returned, see
-        `losses.top_k_from_log_probabilities`.
-    """
-    return _on_largest(losses.top_k_reverse_kl, temperature)
-
-
-def top_k_jensen_shannon(*, beta: Weight = 0.5, temperature: float = 1.0) -> Objective:
-    """GKD's divergence of a teacher of whom only the largest logits were kept: `losses.top_k_jensen_shannon`.
-
-    Needs no teacher network, but in the batch what `top_k_soft_targets` needs.
-
-    Args:
-      beta: 0 is the forward, 1 the reverse divergence; a number or a schedule.
-      temperature: the one that `rest` was computed with; 1 for what an inference server returned.
-    """
-    return _on_largest(losses.top_k_jensen_shannon, temperature, beta=beta)
-
-
-def top_k_soft_targets(*, temperature: float = 4.0) -> Objective:
-    """Soft targets of a teacher of whom only the largest logits were kept: `losses.top_k_soft_targets`.
-
-    Needs no teacher network: `batch['top_logits']`, `batch['top_indices']` [batch, ..., k] and `batch['rest']` [batch, ...] are
-    what `losses.top_k_logits` made of its logits, at the same temperature.
-
-    Args:
-      temperature: the one that `rest` was computed with.
-    """
-    return _on_largest(losses.top_k_soft_targets, temperature)
-
-
 def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hyperparameters: Any) -> Objective:
     name = loss.__name__
 
@@ -339,21 +303,6 @@ def _on_labelled_logits(loss: Callable[..., jax.Array], ignore: int | None, **hy
 
     objective = by_position(from_function(name, function, **hyperparameters))
     return with_check(objective, labels_check(name, 'labels', ignore=ignore))
-
-
-def _on_largest(function: Callable[..., jax.Array], temperature: float, **hyperparameters: Any) -> Objective:
-    name = function.__name__
-
-    def loss(student: Outputs, teacher: Outputs, batch: Batch, **resolved: Any) -> jax.Array:
-        del teacher
-        found = [require_entry(name, batch, entry) for entry in ('top_logits', 'top_indices', 'rest')]
-        logits = require_logits(name, 'student', student)
-        where = logit_counts(batch, logits.shape)
-        logits, top_logits, top_indices = (zero_outside(where, jnp.asarray(x)) for x in (logits, *found[:2]))
-        rest = zero_outside(None if where is None else where[..., 0], jnp.asarray(found[2]))
-        return function(logits, top_logits, top_indices, rest, temperature=temperature, **resolved)
-
-    return by_position(from_function(name, loss, **hyperparameters))
 
 
 def _on_logits(loss: Callable[..., jax.Array], **hyperparameters: Any) -> Objective:

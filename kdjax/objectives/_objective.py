@@ -53,7 +53,8 @@ class Term(NamedTuple):
     """One summand of an objective. The weight is the product of `weights`, each a number or a schedule.
 
     `by_position` says that it is a mean over positions, of values that see nothing but the logits of a position and what the
-    batch says of it, and that it keeps no state; see `objectives.by_position`.
+    batch says of it, and that it keeps no state; see `objectives.by_position`. `teacher(student, teacher, batch)` gives what
+    stands in for the teacher's outputs in `apply`, before any are cut into chunks.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Term(NamedTuple):
     weights: tuple[Weight, ...] = ()
     check: Check | None = None
     by_position: bool = False
+    teacher: Callable[[Outputs, Outputs, Batch], Outputs] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -199,6 +201,18 @@ def apply_terms(
     terms: Mapping[str, Term], params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
 ) -> dict[str, tuple[Average, dict[str, Average], Any]]:
     """What every term gives, by name; of `LinearLogits` those by position a chunk at a time, all in one pass."""
+    found: dict[str, Any] = {}
+    # Those that have one teacher in common, for one pass.
+    for stand_in in dict.fromkeys(term.teacher for term in terms.values()):
+        own = {name: term for name, term in terms.items() if term.teacher is stand_in}
+        given = teacher if stand_in is None else stand_in(student, teacher, batch)
+        found |= _apply_to_teacher(own, params, state, student, given, batch, step=step)
+    return found
+
+
+def _apply_to_teacher(
+    terms: Mapping[str, Term], params: Any, state: Any, student: Outputs, teacher: Outputs, batch: Batch, *, step: Any
+) -> dict[str, tuple[Average, dict[str, Average], Any]]:
     linear = any(isinstance(outputs.logits, LinearLogits) for outputs in (student, teacher))
     chunked = {name: term for name, term in terms.items() if linear and term.by_position}
     found = {

@@ -172,6 +172,8 @@ def _batch_axes(mesh: Mesh) -> tuple[str, ...]:
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """`jax.device_put`, for meshes of several hosts too, where each fills its own devices."""
+    if hasattr(leaf, '__array__') and not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+        leaf = np.asarray(leaf)  # such as what is read where it is indexed
     if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
         return jax.device_put(leaf, sharding)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

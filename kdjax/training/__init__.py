@@ -10,7 +10,8 @@ from kdjax.training._loop import Fitted, fit
 from kdjax.training._nonfinite import skip_nonfinite
 from kdjax.training._preemption import Preempted
 from kdjax.training._reading import NonFiniteLossError
-from kdjax.training._recording import record_teacher, recorded_teacher
+from kdjax.training._recorded import recorded_head, recorded_teacher
+from kdjax.training._recording import record_teacher
 from kdjax.training._step import distillation
 from kdjax.training._streaming import JoinedSource, Source, read_batches, streaming_epoch
 from kdjax.training._sweeps import sweep
@@ -38,6 +39,7 @@ __all__ = [
     'one_view',
     'read_batches',
     'record_teacher',
+    'recorded_head',
     'recorded_teacher',
     'restore',
     'restore_best',

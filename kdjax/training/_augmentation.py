@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.batches import Batch
+from kdjax.batches import Batch, rest_entry
 from kdjax.data.augment import Augment
 
-RECORDED = ('teacher_logits', 'top_logits', 'top_indices', 'rest')
-"""The teacher's predictions among the entries of data that `record_teacher` makes."""
+RECORDED = ('teacher_logits', 'teacher_hidden', 'top_logits', 'top_indices', 'rest')
+"""The teacher's predictions among the entries of data that `record_teacher` makes; and `rest_entry` of temperatures."""
 
 RECORDED_VIEWS = 'recorded_views'
 """The entry of these that says which views they are of, [examples]: the number of `identify_views`."""
@@ -34,6 +34,11 @@ class Views(NamedTuple):
     number: int
 
 
+def is_recorded(name: str) -> bool:
+    """Whether an entry of data is a teacher's prediction."""
+    return name in RECORDED or name.startswith(rest_entry(''))
+
+
 def one_view(batch: Batch, view: Any) -> Batch:
     """A batch, or a data set, with the teacher's recorded predictions of one view.
 
@@ -47,7 +52,7 @@ def one_view(batch: Batch, view: Any) -> Batch:
     >>> one_view({'labels': np.zeros(2), 'teacher_logits': np.zeros((2, 5, 10))}, 0)['teacher_logits'].shape
     (2, 10)
     """
-    return {name: array[:, view] if name in RECORDED else array for name, array in batch.items()}
+    return {name: array[:, view] if is_recorded(name) else array for name, array in batch.items()}
 
 
 def in_view(batch: Batch, views: Views, epoch: Any) -> Batch:
@@ -56,8 +61,8 @@ def in_view(batch: Batch, views: Views, epoch: Any) -> Batch:
     Raises:
       ValueError: another number of views was recorded.
     """
-    for name in RECORDED:
-        if name in batch and batch[name].shape[1:2] != (views.number,):
+    for name in filter(is_recorded, batch):
+        if batch[name].shape[1:2] != (views.number,):
             raise ValueError(
                 f'{name} {batch[name].shape} was not recorded with {views.number} views: give those of the recording'
             )
@@ -127,7 +132,7 @@ def check_recorded(data: Any, augment: Augment | None, views: Views | None) -> N
       ValueError: the data hold predictions of inputs that look otherwise: as they are, or in other views.
     """
     entries = data if isinstance(data, dict) else getattr(data, 'arrays', {})
-    recorded = [name for name in (*RECORDED, RECORDED_VIEWS) if name in entries]
+    recorded = [name for name in entries if is_recorded(name) or name == RECORDED_VIEWS]
     if recorded and augment is not None:
         raise ValueError(
             f'data has {recorded[0]}, recorded of inputs that augment would change: record with '

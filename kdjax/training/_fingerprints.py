@@ -1,6 +1,7 @@
 """Digests of what a result was made of: arrays, data, and the program that a function is."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,10 +24,24 @@ def of_arrays(tree: Any) -> str:
     return _join(part for path, leaf in leaves for part in (path, _of_array(leaf)))
 
 
-def of_examples(read: Callable[[np.ndarray], Any], examples: int) -> str:
-    """SHA-256 of the trees of arrays [examples, ...] that `read(indices)` gives, in the memory of a thousand examples."""
-    starts = range(0, examples, 1024)
-    return _join(of_arrays(read(np.arange(start, min(start + 1024, examples)))) for start in starts)
+def of_examples(read: Callable[[np.ndarray], dict[str, Any]], examples: int) -> dict[str, str]:
+    """SHA-256 of each entry, trees of arrays [examples, ...], that `read(indices)` gives, in the memory of a thousand examples.
+
+    >>> entries = {'inputs': np.zeros(3), 'mask': np.zeros(3)}
+    >>> found = of_examples(lambda indices: {name: x[indices] for name, x in entries.items()}, 3)
+    >>> sorted(found), found['inputs'] == found['mask']
+    (['inputs', 'mask'], True)
+    """
+    parts: dict[str, list[str]] = {}
+    for start in range(0, examples, 1024):
+        for name, tree in read(np.arange(start, min(start + 1024, examples))).items():
+            parts.setdefault(name, []).append(of_arrays(tree))
+    return {name: _join(own) for name, own in parts.items()}
+
+
+def of_settings(settings: Any) -> str:
+    """A short digest of what JSON can hold."""
+    return _join([json.dumps(settings, sort_keys=True)])[:16]
 
 
 def of_program(jaxpr: Any) -> str:

@@ -1,42 +1,44 @@
 """A teacher's predictions on disk, made once, so that training does not run the teacher.
 
-    views = Views(augment, jax.random.key(7), 8)
-    recorded = record_teacher(teacher, variables, data, folder, views=views)
-    problem = distillation(student, None, objectives.from_recorded_logits(objective), optimizer)
-    run = in_memory_epoch(problem, batch_size=128, views=views)
-    state, metrics = run(state, {}, {**data, **recorded})
-
-A folder holds plain .npy files, which are read through memory maps, and `manifest.json`, which is written last and says what
-they were made of.
+views = Views(augment, jax.random.key(7), 8)
+recorded = record_teacher(teacher, variables, data, folder, views=views)
+problem = distillation(student, None, objectives.from_recorded_logits(objective), optimizer)
+run = in_memory_epoch(problem, batch_size=128, views=views)
+state, metrics = run(state, {}, {**data, **recorded})
 """
 
-import contextlib
+import dataclasses
 import functools
 import json
+import math
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.lib import format as npy
 
 from kdjax import losses
-from kdjax.batches import Batch, check_batch, count_examples
-from kdjax.files import write_whole
-from kdjax.networks import Network, Variables, dense_logits, map_in_chunks
+from kdjax.batches import Batch, rest_entry
+from kdjax.networks import LinearLogits, Network, Variables, dense_logits, map_in_chunks
+from kdjax.parallel import wait_for_hosts
 from kdjax.training import _fingerprints
-from kdjax.training._augmentation import (
-    RECORDED,
-    RECORDED_VIEWS,
-    Views,
-    augmented,
-    check_augmentation,
-    describe_views,
-    identify_views,
+from kdjax.training._augmentation import Views, augmented, check_augmentation, describe_views
+from kdjax.training._recorded import (
+    FORMAT,
+    check_settings,
+    data_settings,
+    file_paths,
+    manifest_text,
+    read_manifest,
+    reader,
+    recorded_teacher,
 )
-from kdjax.training._streaming import Source, stack_examples
+from kdjax.training._recorded_files import clear, joined, packed, write_arrays, write_first
+from kdjax.training._streaming import Source
+
+_BYTES_PER_FILE = 2**28
+_DTYPES = ('float32', 'float16', 'bfloat16')
 
 
 def record_teacher(
@@ -47,35 +49,53 @@ def record_teacher(
     *,
     batch_size: int = 256,
     views: Views | None = None,
+    where: str | None = None,
+    what: Literal['logits', 'hidden'] = 'logits',
     top_k: int | None = None,
-    temperature: float = 4.0,
+    temperature: float | tuple[float, ...] = 4.0,
     dtype: Any = np.float32,
-) -> dict[str, np.ndarray]:
+    examples_per_file: int | None = None,
+) -> dict[str, Any]:
     """Runs the teacher once over the data and writes its logits, or finds them written.
 
-    All logits take 4 · examples · views · classes bytes, or half of that in float16; the k largest with the mass of the rest,
-    for `objectives.top_k_soft_targets`, (8 k + 4) · examples · views. A folder without manifest, as a killed run leaves it, is
-    written again. Recorded logits equal those that a training step computes from the same inputs, up to the rounding of
-    batches of another size.
+    Bytes for each position and view, with 2 bytes a number in float16 and bfloat16, and 4 in float32:
+
+    - all logits: classes numbers;
+    - the k largest with the mass of the rest, for `objectives.top_k_soft_targets` and its like: k numbers, k indices of 2
+      bytes, or 4 where there are more than 65,536 classes, and 4 for every temperature: in half precision 4 k + 4, or 6 k + 4;
+    - hidden states, of a `networks.linear_head`: width numbers, and the head once. The logits are those of the teacher, all of
+      them, for every objective on logits and every temperature; see `recorded_head`.
+
+    With `where` positions that it leaves out take a bit each, such as padding and prompts.
+
+    Files of some examples are written one after the other, each whole or not at all. A recording that was killed goes on with
+    the first file that is missing, and is then what it would have been. Several may record into one folder at a time; what one
+    has written the others find. Where several hosts call this, each records its share, and returns when all have: the folder
+    must be one that all of them see. Recorded logits equal those that a training step computes from the same inputs, up to the
+    rounding of batches of another size.
 
     Args:
       teacher: the network; it runs with `train=False`.
-      variables: its variables.
-      data: `'inputs'`, a pytree of arrays [examples, ...], which may be memory maps, or a `Source`; other entries are not used.
-        It is read twice.
+      variables: its variables; with several hosts, whole on each.
+      data: `'inputs'`, a pytree of arrays [examples, ...], which may be memory maps, or a `Source`; other entries are not used,
+        but for that of `where`. It is read twice.
       folder: where to write; made if it is not there.
       batch_size: examples at a time; the last batch is filled up, so that all have one shape.
       views: the augmented views to record; None records the inputs as they are.
+      where: the name of an entry of the data, booleans [examples, ...] of the positions to store; they are those of every view.
+      what: `'logits'`, or `'hidden'` for the hidden states that enter a linear head.
       top_k: how many of the largest logits to keep; None keeps all.
-      temperature: of the rest, which must be that of the loss; only with `top_k`.
-      dtype: of what is written, float32 or float16.
+      temperature: of the rest, which must be that of the loss, or several; only with `top_k`.
+      dtype: of what is written, float32, float16 or bfloat16; the rest is always in float32.
+      examples_per_file: None for as many as take 256 MB, before `where` leaves any out; a file is made in memory.
 
     Returns:
       What `recorded_teacher` reads, to be merged into the data.
 
     Raises:
       ValueError: the folder holds the recording of another teacher, of the same variables in another network or precision, of
-        other data, views or settings, an argument is out of range, or there is a logit that the dtype cannot hold.
+        other data, views or settings, or a damaged file; an argument is out of range, or there is a number that the dtype
+        cannot hold.
 
     >>> import flax.linen as nn, tempfile
     >>> from kdjax import networks
@@ -85,171 +105,166 @@ def record_teacher(
     ...     record_teacher(teacher, variables, data, folder)['teacher_logits'].shape
     (10, 3)
     """
-    folder, stored, (read, examples) = pathlib.Path(folder), np.dtype(dtype), _reader(data)
-    if stored not in (np.float16, np.float32):
-        raise ValueError(f'record_teacher: dtype must be float32 or float16, got {stored}')
+    folder, stored, (read, examples) = pathlib.Path(folder), jnp.dtype(dtype), reader(data, where)
+    temperatures = temperature if isinstance(temperature, (tuple, list)) else None
+    if stored.name not in _DTYPES:
+        raise ValueError(f'record_teacher: dtype must be {", ".join(_DTYPES[:-1])} or {_DTYPES[-1]}, got {stored}')
     if batch_size < 1 or not examples:
         raise ValueError(f'record_teacher: batch_size and examples must be at least 1, got {batch_size} and {examples}')
+    if examples_per_file is not None and examples_per_file < 1:
+        raise ValueError(f'record_teacher: examples_per_file must be at least 1, got {examples_per_file}')
+    if what not in ('logits', 'hidden') or (what == 'hidden' and top_k is not None):
+        raise ValueError(f"record_teacher: what must be 'logits', or 'hidden' without top_k, got {what!r} and top_k {top_k}")
+    if temperatures is not None and (not temperatures or len(set(map(rest_entry, temperatures))) < len(temperatures)):
+        raise ValueError(f'record_teacher: temperatures must differ in their first six digits, got {temperatures}')
     check_augmentation(None, views)
+    variables = _on_this_host(variables)
     settings = {
-        'data': _fingerprints.of_examples(read, examples),
+        **data_settings(data, where),
         'variables': _fingerprints.of_arrays(variables),
         'views': describe_views(views),
+        'where': where,
+        'what': what,
         'top_k': top_k,
-        'temperature': None if top_k is None else temperature,
+        'temperature': None if top_k is None else temperature if temperatures is None else list(temperatures),
         'dtype': stored.name,
     }
-    finished = _read_manifest(folder)['settings'] if (folder / 'manifest.json').exists() else None
-    if finished is not None:
-        _check_settings(folder, finished, settings)
-        # The program is compared for batches of one size, and how large they are does not matter.
-        batch_size = finished.get('batch_size', batch_size)
+    begun = read_manifest(folder) if (folder / 'manifest.json').exists() else None
+    if begun is not None:
+        check_settings(folder, begun['settings'], settings)
+        # The program is compared for batches of one size, and how large they are does not matter; nor how they are in files.
+        batch_size = begun['settings']['batch_size']
 
-    @jax.jit
-    def predict(variables: Variables, inputs: Any, indices: Any, view: Any) -> dict[str, jax.Array]:
-        inputs = augmented(inputs, indices, view, views=views)
-        logits = teacher.apply(variables, inputs, train=False)[0].logits
+    def logits_of(variables: Variables, inputs: Any, indices: Any, view: Any) -> Any:
+        logits = teacher.apply(variables, augmented(inputs, indices, view, views=views), train=False)[0].logits
         if logits is None:
             raise ValueError('record_teacher: the teacher gives no logits')
+        if what == 'hidden' and not isinstance(logits, LinearLogits):
+            raise ValueError("record_teacher: what='hidden' needs a teacher that networks.linear_head has made")
+        return logits
+
+    @jax.jit
+    def predict(*arguments: Any) -> dict[str, jax.Array]:
+        logits = logits_of(*arguments)
+        if what == 'hidden':
+            return {'teacher_hidden': logits.hidden}
         if top_k is None:
             return {'teacher_logits': dense_logits(logits).astype(np.float32)}
-        largest = map_in_chunks(functools.partial(losses.top_k_logits, k=top_k, temperature=temperature), logits)
-        return dict(zip(RECORDED[1:], largest, strict=True))
+        return map_in_chunks(functools.partial(_largest, k=top_k, temperature=temperature), logits)
 
     first = np.minimum(np.arange(batch_size), examples - 1)
-    program = predict.trace(variables, read(first), first.astype(np.int32), np.int32(0)).jaxpr
-    settings |= {'batch_size': batch_size, 'program': _fingerprints.of_program(program)}
-    if finished is not None:
-        _check_settings(folder, finished, settings)
-        return recorded_teacher(folder)
+    entries = read(first)
+    arguments = variables, entries['inputs'], first.astype(np.int32), np.int32(0)
+    traced = predict.trace(*arguments)
+    # What is done with hidden states belongs to the program too.
+    program = traced if what == 'logits' else jax.jit(lambda *arguments: dense_logits(logits_of(*arguments))).trace(*arguments)
+    settings |= {'batch_size': batch_size, 'program': _fingerprints.of_program(program.jaxpr)}
+    if begun is not None:
+        check_settings(folder, begun['settings'], settings)
+        manifest = begun
+    else:
+        head = jax.eval_shape(logits_of, *arguments) if what == 'hidden' else None
+        layout = _layout(traced.out_info, head, stored, views, entries.get('where'), examples, batch_size, examples_per_file)
+        manifest = json.loads(json.dumps({**layout, 'settings': settings}))
 
-    def predict_batch(start: int) -> dict[str, np.ndarray]:
+    def predict_batch(start: int, stop: int) -> dict[str, np.ndarray]:
         indices = np.minimum(np.arange(start, start + batch_size), examples - 1)
-        batch, indices = read(indices), indices.astype(np.int32)
-        kept = min(batch_size, examples - start)
-        seen = [predict(variables, batch, indices, np.int32(view)) for view in range(1 if views is None else views.number)]
+        entries, kept = read(indices), min(batch_size, stop - start)
+        numbers = range(1 if views is None else views.number)
+        seen = [predict(variables, entries['inputs'], indices.astype(np.int32), np.int32(view)) for view in numbers]
         seen = jax.device_get(seen[0] if views is None else jax.tree.map(lambda *each: jnp.stack(each, axis=1), *seen))
-        return {name: _stored(array[:kept], stored) for name, array in seen.items()}
+        own = {name: _stored(array[:kept], manifest['arrays'][name]['dtype']) for name, array in seen.items()}
+        return packed(own, None if where is None else entries['where'][:kept], None if views is None else views.number)
 
-    batches = (predict_batch(start) for start in range(0, examples, batch_size))
-    arrays = _write_arrays(folder, batches, examples)
-    write_whole(folder / 'manifest.json', json.dumps({'arrays': arrays, 'settings': settings}, indent=2) + '\n')
-    return recorded_teacher(folder)
-
-
-def recorded_teacher(
-    folder: str | pathlib.Path,
-    *,
-    data: Batch | Source | None = None,
-    variables: Variables | None = None,
-    views: Views | None = None,
-    temperature: float | None = None,
-) -> dict[str, np.ndarray]:
-    """Opens what `record_teacher` wrote; what is given of the other arguments is compared with what it was made of.
-
-    Args:
-      folder: the folder.
-      data: the data that the recording must be of.
-      variables: the variables that the teacher must have had.
-      views: the views that it must have seen.
-      temperature: the one that `rest` must have been computed with.
-
-    Returns:
-      Read-only memory maps, to be merged into the data: `'teacher_logits'` [examples, ..., classes], or `'top_logits'` and
-      `'top_indices'` [examples, ..., k] and `'rest'` [examples, ...]; with views [examples, views, ...]. Beside them
-      `'recorded_views'` [examples], a number for the views, by which training knows whether it shows the student the same.
-
-    Raises:
-      ValueError: the recording is unfinished, damaged, or of something else.
-    """
-    folder = pathlib.Path(folder)
-    manifest = _read_manifest(folder)
-    given = {
-        'data': None if data is None else _fingerprints.of_examples(*_reader(data)),
-        'variables': None if variables is None else _fingerprints.of_arrays(variables),
-        'views': describe_views(views),
-        'temperature': temperature,
-    }
-    _check_settings(folder, manifest['settings'], {name: value for name, value in given.items() if value is not None})
-    arrays = {name: _open_array(folder / f'{name}.npy', wanted) for name, wanted in manifest['arrays'].items()}
-    examples = len(next(iter(arrays.values())))
-    return {**arrays, RECORDED_VIEWS: np.broadcast_to(identify_views(manifest['settings'].get('views')), examples)}
-
-
-def _write_arrays(folder: pathlib.Path, batches: Iterable[dict[str, np.ndarray]], examples: int) -> dict[str, Any]:
-    """Writes batch after batch and returns shapes and dtypes. A full disk is an error, where a map would end the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays, files = {}, {}
-    with contextlib.ExitStack() as stack:
-        for batch in batches:
-            for name, array in batch.items():
-                if name not in files:
-                    files[name] = stack.enter_context((folder / f'{name}.npy').open('wb'))
-                    arrays[name] = {'shape': [examples, *array.shape[1:]], 'dtype': array.dtype.name}
-                    header = {'descr': npy.dtype_to_descr(array.dtype), 'fortran_order': False}
-                    npy.write_array_header_1_0(files[name], {**header, 'shape': tuple(arrays[name]['shape'])})
-                files[name].write(array.tobytes())
-    return arrays
-
-
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    file = folder / 'manifest.json'
-    if not file.exists():
-        raise ValueError(f'{folder} holds no finished recording of a teacher: run record_teacher')
-    try:
-        manifest = json.loads(file.read_text())
-        # Names become file names, so only those that are known.
-        if not manifest['arrays'] or not set(manifest['arrays']) <= set(RECORDED) or not isinstance(manifest['settings'], dict):
-            raise KeyError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'{file} is damaged: remove the folder and run record_teacher again') from None
-    return manifest
-
-
-def _open_array(file: pathlib.Path, wanted: dict[str, Any]) -> np.ndarray:
-    try:
-        array = np.load(file, mmap_mode='r', allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        array = None
-    if array is None or {'shape': list(array.shape), 'dtype': array.dtype.name} != wanted:
-        raise ValueError(f'{file} is truncated or damaged: remove the folder and run record_teacher again')
-    return array
-
-
-def _check_settings(folder: pathlib.Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) == value:
+    head_path, paths = file_paths(folder, manifest)
+    per_file = manifest['examples_per_file']
+    for number in range(jax.process_index(), len(paths), jax.process_count()):
+        if paths[number].exists():
             continue
-        if name == 'program':
+        begin, end = number * per_file, min((number + 1) * per_file, examples)
+        arrays = joined([predict_batch(start, end) for start in range(begin, end, batch_size)])
+        # Not before there is something to write: what cannot be recorded leaves no trace.
+        if begun is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_first(folder / 'manifest.json', manifest_text(manifest))
+            begun = read_manifest(folder)
+            if begun != manifest:  # someone else was first, perhaps in other batches
+                options: dict[str, Any] = {'views': views, 'where': where, 'what': what, 'top_k': top_k, 'dtype': dtype}
+                return record_teacher(teacher, variables, data, folder, temperature=temperature, **options)
+        write_arrays(paths[number], arrays)
+    if head_path is not None and not head_path.exists():
+        factors = jax.jit(lambda *arguments: dataclasses.replace(logits_of(*arguments), hidden=None))(*arguments)
+        write_arrays(head_path, {name: np.asarray(getattr(factors, name)) for name in manifest['head']['arrays']})
+    wait_for_hosts('record_teacher')
+    recorded = recorded_teacher(folder)
+    clear(folder)
+    return recorded
+
+
+def _largest(logits: jax.Array, k: int, temperature: float | tuple[float, ...]) -> dict[str, jax.Array]:
+    """The k largest logits and the rest, by the names of the entries."""
+    several = isinstance(temperature, (tuple, list))
+    rests = {}
+    for each in temperature if several else (temperature,):
+        largest, indices, rests[rest_entry(each) if several else 'rest'] = losses.top_k_logits(logits, k, temperature=each)
+    narrow = jnp.uint16 if logits.shape[-1] <= 2**16 else jnp.int32
+    return {'top_logits': largest, 'top_indices': indices.astype(narrow), **rests}
+
+
+def _layout(
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    head: LinearLogits | None,
+    stored: np.dtype,
+    views: Views | None,
+    where: np.ndarray | None,
+    examples: int,
+    batch_size: int,
+    examples_per_file: int | None,
+) -> dict[str, Any]:
+    """What a manifest says of the files, by the shapes of a batch of predictions."""
+    positions = [] if where is None else list(where.shape[1:])
+    of_views = [] if views is None else [views.number]
+    arrays = {}
+    for name, x in shapes.items():
+        if list(x.shape[1 : 1 + len(positions)]) != positions:
             raise ValueError(
-                f'{folder} was recorded by another program (network, precision, augmentation or version of jax): choose '
-                'another folder; recorded_teacher opens it as it is'
+                f'record_teacher: the mask of where is {positions} for each example, and {name} {list(x.shape[1:])}'
             )
-        raise ValueError(
-            f'{folder} was recorded with other {name}: {found.get(name)} there, {value} here; choose another folder'
-        )
+        halved = jnp.issubdtype(x.dtype, jnp.floating) and not name.startswith('rest')
+        kept = stored.name if halved else x.dtype.name
+        arrays[name] = {'shape': [*of_views, *x.shape[1:]], 'dtype': kept}
+    if examples_per_file is None:
+        size = sum(math.prod(own['shape']) * jnp.dtype(own['dtype']).itemsize for own in arrays.values())
+        examples_per_file = max(1, _BYTES_PER_FILE // size // batch_size) * batch_size
+    layout = {'format': FORMAT, 'arrays': arrays, 'head': None, 'positions': positions}
+    if head is not None:
+        factors = {name: x for name in ('kernel', 'bias') if (x := getattr(head, name)) is not None}
+        layout['head'] = {
+            'arrays': {name: {'shape': list(x.shape), 'dtype': x.dtype.name} for name, x in factors.items()},
+            'options': {name: getattr(head, name) for name in ('softcap', 'transposed', 'chunk')},
+        }
+    return {**layout, 'examples': examples, 'examples_per_file': examples_per_file}
 
 
-def _stored(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
     """The array in the dtype of storage; class indices stay integers."""
-    if not np.issubdtype(array.dtype, np.floating):
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     with np.errstate(over='ignore'):
-        stored = array.astype(dtype)
+        stored = array.astype(jnp.dtype(dtype))
     if np.isnan(array).any() or (np.isinf(stored) & ~np.isinf(array)).any():
         raise ValueError(f'record_teacher: the teacher gives logits that are NaN or too large for {dtype}')
     return stored
 
 
-def _reader(data: Batch | Source) -> tuple[Callable[[np.ndarray], Any], int]:
-    """A function that reads the inputs of the examples with some indices, and the number of examples."""
-    if isinstance(data, dict):
-        check_batch(data)
-        return lambda indices: jax.tree.map(lambda leaf: np.asarray(leaf[indices]), data['inputs']), count_examples(data)
+def _on_this_host(variables: Variables) -> Variables:
+    """Variables that this host can compute with alone."""
 
-    def read(indices: np.ndarray) -> Any:
-        batch, _ = stack_examples(data, indices)
-        check_batch(batch)
-        return batch['inputs']
+    def own(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if not x.is_fully_replicated:
+            raise ValueError('record_teacher: the variables are split over hosts: give each of them all of them')
+        return x.addressable_data(0)
 
-    return read, len(data)
+    return jax.tree.map(own, variables)

@@ -87,6 +87,24 @@ def test_an_experiment_of_two_hosts_writes_its_files_once(tmp_path):
     assert not list((tmp_path / 'run').rglob('*.partial'))
 
 
+RECORD = """
+import sys, jax, numpy as np
+from kdjax import networks, parallel, training
+parallel.initialize_distributed()
+network = networks.Network(lambda key, x: {}, lambda variables, x, **more: (networks.Outputs(x * variables['params']), {}))
+variables = parallel.replicate(parallel.data_parallel(), {'params': np.float32(3)})
+data = {'inputs': np.arange(20, dtype=np.float32).reshape(10, 2)}
+recorded = training.record_teacher(network, variables, data, sys.argv[1], batch_size=2, examples_per_file=2)
+np.testing.assert_array_equal(recorded['teacher_logits'], 3 * data['inputs'])
+"""
+
+
+def test_two_hosts_record_a_teacher_into_one_folder(tmp_path):
+    """Each its share, and each then reads all of it."""
+    two_processes('-c', RECORD, tmp_path / 'teacher', timeout=300)
+    assert len(list((tmp_path / 'teacher').iterdir())) == 1 + 5
+
+
 @pytest.fixture
 def joined(monkeypatch):
     """What `initialize_distributed` asks of jax, without doing it; no launcher's variables are set."""

@@ -101,7 +101,7 @@ def test_training_from_the_largest_logits_is_training_with_those_of_the_teacher(
     )
     assert {name: (array.shape, array.dtype.name) for name, array in recorded.items()} == {
         'top_logits': ((26, 2, 3), 'float32'),
-        'top_indices': ((26, 2, 3), 'int32'),
+        'top_indices': ((26, 2, 3), 'uint16'),
         'rest': ((26, 2), 'float32'),
         'recorded_views': ((26,), 'uint32'),
     }
@@ -127,8 +127,9 @@ def test_recorded_logits_are_those_of_the_network(variables, tmp_path):
         np.testing.assert_allclose(full['teacher_logits'][example, view], expected, rtol=1e-5, atol=1e-6)
     assert half['teacher_logits'].dtype == np.float16
     np.testing.assert_allclose(half['teacher_logits'], full['teacher_logits'], rtol=2**-11, atol=2**-24)
-    sizes = [(tmp_path / name / 'teacher_logits.npy').stat().st_size for name in ('float32', 'float16')]
-    assert sizes == [128 + 26 * 3 * CLASSES * size for size in (4, 2)]
+    files = [next((tmp_path / name).glob('*.npz')) for name in ('float32', 'float16')]
+    with np.load(files[0]) as whole, np.load(files[1]) as halves:  # numpy's own files
+        assert [x['teacher_logits'].nbytes for x in (whole, halves)] == [26 * 3 * CLASSES * size for size in (4, 2)]
 
 
 def test_a_source_is_recorded_as_arrays_are(variables, tmp_path):
@@ -171,15 +172,16 @@ def test_a_finished_recording_is_found_and_an_unfinished_one_is_made_again(small
     again = training.record_teacher(*arguments, batch_size=13, views=VIEWS)
     assert calls == [(13, 6, 6, 1)]
     np.testing.assert_array_equal(before, again['teacher_logits'])
-    # As a kill leaves it: half a file and no manifest.
-    (small / 'manifest.json').unlink()
-    file = small / 'teacher_logits.npy'
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ValueError, match='holds no finished recording of a teacher: run record_teacher'):
+    # As a kill leaves it: half a file under another name.
+    file = next(small.glob('*.npz'))
+    file.with_name(f'{file.name}.1-0.partial').write_bytes(file.read_bytes()[:500])
+    file.unlink()
+    with pytest.raises(ValueError, match=r'no finished recording of a teacher: run record_teacher .*1 of 1 files are missing'):
         training.recorded_teacher(small)
     made = training.record_teacher(*arguments, batch_size=13, views=VIEWS)
     assert calls == 2 * [(13, 6, 6, 1)]
     np.testing.assert_array_equal(before, made['teacher_logits'])
+    assert not list(small.glob('*.partial'))
 
 
 def changed(tree):
@@ -314,23 +316,24 @@ def test_what_the_teacher_has_not_seen_is_refused(recorded, augment, views, mess
 
 
 def test_damaged_files_are_refused(small):
-    file, manifest = small / 'teacher_logits.npy', small / 'manifest.json'
+    file, manifest = next(small.glob('*.npz')), small / 'manifest.json'
     whole = file.read_bytes()
     for damaged in (whole[:-1], whole[:50], b'', b'x' + whole[1:]):
         file.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r'teacher_logits.npy is truncated or damaged: remove the folder'):
+        with pytest.raises(ValueError, match=r'npz is truncated or damaged: remove it, and record_teacher writes it again'):
             training.recorded_teacher(small)
-    file.unlink()
-    with pytest.raises(ValueError, match='truncated or damaged'):
-        training.recorded_teacher(small)
     file.write_bytes(whole)
     assert training.recorded_teacher(small)['teacher_logits'].shape == (26, 2, CLASSES)
     content = json.loads(manifest.read_text())
     outside = {**content, 'arrays': {'../secret': content['arrays']['teacher_logits']}}
-    for text in ('{', '[]', '{}', json.dumps(outside)):
+    changed_setting = manifest.read_text().replace('float32', 'float16')
+    for text in ('{', '[]', '{}', json.dumps(outside), changed_setting):
         manifest.write_text(text)
         with pytest.raises(ValueError, match=r'manifest.json is damaged: remove the folder'):
             training.recorded_teacher(small)
+    manifest.write_text(json.dumps({'arrays': content['arrays'], 'settings': content['settings']}))
+    with pytest.raises(ValueError, match=r'recorded in format 1, and this .* reads 2: remove the folder and record again'):
+        training.recorded_teacher(small)
 
 
 def test_recordings_and_epochs_of_other_views_do_not_meet(small, variables):
@@ -368,7 +371,7 @@ def linear(kernel):
     [
         (1e5, {'dtype': 'float16'}, 'logits that are NaN or too large for float16'),
         (np.nan, {}, 'logits that are NaN or too large for float32'),
-        (1.0, {'dtype': 'int8'}, 'dtype must be float32 or float16, got int8'),
+        (1.0, {'dtype': 'int8'}, 'dtype must be float32, float16 or bfloat16, got int8'),
         (1.0, {'batch_size': 0}, 'batch_size and examples must be at least 1, got 0 and 2'),
         (1.0, {'top_k': 4}, 'k must be between 1 and the number of classes, 3, got 4'),
         (1.0, {'views': VIEWS._replace(number=0)}, 'the number of views must be at least 1'),
