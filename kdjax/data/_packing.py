@@ -18,8 +18,9 @@ def pack(documents: Iterable[tuple[np.ndarray, np.ndarray]], length: int, *, voc
       vocabulary: of the network; None to check for negative tokens alone.
 
     Returns:
-      Arrays [rows, length]: `'inputs'`, a dictionary of `'tokens'`, `'positions'` and `'segments'` (0 is padding); `'labels'`, the
-      next token of the same document, -1 where there is none; `'mask'`, where there is one; `'completion'`, where it is learned.
+      Arrays [rows, length]: `'inputs'`, a dictionary of `'tokens'`, `'positions'` and `'segments'` (0 is padding);
+      `'labels'`, the next token of the same document, -1 where there is none; `'mask'`, where there is one;
+      `'completion'`, where it is learned.
 
     Raises:
       ValueError: there are no tokens, tokens are beyond the vocabulary, or shapes do not fit.
