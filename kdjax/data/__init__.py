@@ -3,6 +3,7 @@
 from kdjax.data import augment
 from kdjax.data._align_tokens import align_tokens
 from kdjax.data._dataset import Dataset, from_arrays, hide_labels, load, repeat_labelled, take
+from kdjax.data._packing import pack
 from kdjax.data._shards import dirichlet_shards, stack_shards
 from kdjax.data.augment import channel_statistics, normalize
 
@@ -16,6 +17,7 @@ __all__ = [
     'hide_labels',
     'load',
     'normalize',
+    'pack',
     'repeat_labelled',
     'stack_shards',
     'take',
