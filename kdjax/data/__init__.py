@@ -1,4 +1,4 @@
-"""Data: image data sets of one's own and by name, few labels, augmentation on the device, and alignment of tokens."""
+"""Data: image data sets of one's own and by name, few labels, augmentation on the device, packed and aligned tokens."""
 
 from kdjax.data import augment
 from kdjax.data._align_tokens import align_tokens

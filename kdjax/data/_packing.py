@@ -8,9 +8,11 @@ from kdjax.batches import Batch
 
 
 def pack(documents: Iterable[tuple[np.ndarray, np.ndarray]], length: int, *, vocabulary: int | None = None) -> Batch:
-    """Packs token sequences into rows by first fit, for a network that predicts the next token.
+    """Packs token sequences into rows by best fit, for a network that predicts the next token.
 
-    A document longer than a row goes on in further rows, where it sees nothing of what came before; no token is dropped.
+    Each goes into the row that it fills most. A document longer than a row goes on in further rows, where it sees nothing of
+    what came before, and its last label in a row is the first token of the next one; no token is dropped. All documents are in
+    memory.
 
     Args:
       documents: tokens [n] and booleans [n] that say which of them are to be learned, of each document.
@@ -33,7 +35,8 @@ def pack(documents: Iterable[tuple[np.ndarray, np.ndarray]], length: int, *, voc
     if length < 1:
         raise ValueError(f'pack: length must be at least 1, got {length}')
     rows: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
-    left: list[int] = []
+    # By the room that is left in them, so that finding one takes no longer with more rows.
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]
     for number, (tokens, learned) in enumerate(documents):
         tokens, learned = np.asarray(tokens), np.asarray(learned)
         if tokens.ndim != 1 or learned.shape != tokens.shape or learned.dtype != np.bool_:
@@ -48,12 +51,13 @@ def pack(documents: Iterable[tuple[np.ndarray, np.ndarray]], length: int, *, voc
         labels, completion = np.append(tokens[1:], -1), np.append(learned[1:], False)
         for begin in range(0, len(tokens), length):
             piece = tuple(array[begin : begin + length] for array in (tokens, labels, completion))
-            row = next((i for i, free in enumerate(left) if free >= len(piece[0])), len(rows))
-            if row == len(rows):
+            room = next((room for room in range(len(piece[0]), length) if with_room[room]), length)
+            if room == length:
                 rows.append([])
-                left.append(length)
+                with_room[length].append(len(rows) - 1)
+            row = with_room[room].pop()
             rows[row].append((piece[0], piece[1], piece[2]))
-            left[row] -= len(piece[0])
+            with_room[room - len(piece[0])].append(row)
     if not rows:
         raise ValueError('pack: the documents have no tokens')
     tokens, positions, segments = (np.zeros((len(rows), length), np.int32) for _ in range(3))
