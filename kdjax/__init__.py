@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdjax import errors as errors
     from kdjax import export as export
     from kdjax import files as files
+    from kdjax import generation as generation
     from kdjax import jaxprs as jaxprs
     from kdjax import losses as losses
     from kdjax import meshes as meshes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kdjax import quantization as quantization
     from kdjax import recipes as recipes
     from kdjax import regimes as regimes
+    from kdjax import testing as testing
     from kdjax import training as training
 
 __version__ = '0.1.0'
@@ -44,6 +46,7 @@ _PACKAGES = (
     'errors',
     'export',
     'files',
+    'generation',
     'jaxprs',
     'losses',
     'meshes',
@@ -62,6 +65,7 @@ _PACKAGES = (
     'quantization',
     'recipes',
     'regimes',
+    'testing',
     'training',
 )
 

@@ -5,6 +5,7 @@ import graphlib
 import importlib
 import pathlib
 import pkgutil
+import re
 
 import pytest
 
@@ -96,3 +97,12 @@ def test_what_is_public_is_listed_and_there(name: str) -> None:
     submodules = {each.name for each in pkgutil.iter_modules(module.__path__)}
     assert {each for each in vars(module) if not each.startswith('_')} - submodules == set(listed) - submodules
     assert all(each.startswith('_') or each in listed or (ROOT / 'kdjax' / name / each).is_dir() for each in submodules)
+
+
+def test_every_package_is_an_attribute() -> None:
+    """`import kdjax; kdjax.generation` works, and type checkers know it."""
+    there = {each.name for each in pkgutil.iter_modules(kdjax.__path__)}
+    assert there <= set(dir(kdjax))
+    assert {getattr(kdjax, name).__name__ for name in there} == {f'kdjax.{name}' for name in there}
+    declared = re.findall(r'from kdjax import (\w+) as \1', (ROOT / 'kdjax' / '__init__.py').read_text())
+    assert set(declared) == there
