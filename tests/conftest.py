@@ -110,6 +110,8 @@ LONG = (
     'experiments/test_student_as_teacher.py',
     'experiments/test_unlabelled.py',
     'losses/test_meshes.py',
+    'models/test_winograd.py',
+    'networks/test_lora.py',
     'parallel/test_hosts.py',
     'pruning/test_channels.py',
     'pruning/test_vgg.py',
